@@ -1,10 +1,11 @@
-"""Retrieval on pairs that have sentences in both languages: of pictures by sentences, and of sentences by sentences.
+"""Retrieval on pairs that have sentences in both languages: of pictures by sentences, and of
+sentences by sentences.
 
     python benchmarks/sentences.py PAIRS MODEL [MODEL ...]
 
-Prints a row for each model: mean recall of pictures and English, of pictures and Chinese, and of the Chinese and the
-English sentences about the same picture, in %. Mean recall is the mean of recall at 1, 5 and 10 in both directions;
-equal sentences are one.
+Prints a row for each model: mean recall of pictures and English, of pictures and Chinese, and of
+the Chinese and the English sentences about the same picture, in %. Mean recall is the mean of
+recall at 1, 5 and 10 in both directions; equal sentences are one.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from dcclip_cli.model.preprocess import decode
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("pairs", type=Path)
     parser.add_argument("models", nargs="+")
     parsed = parser.parse_args()
@@ -35,19 +38,28 @@ def main() -> None:
             for number, pair in enumerate(pairs):
                 for sentence in getattr(pair, language):
                     pictures.setdefault(sentence, []).append(number)
-            descriptions[language], texts[language] = list(pictures.values()), model.embed_texts(list(pictures))
+            descriptions[language], texts[language] = (
+                list(pictures.values()),
+                model.embed_texts(list(pictures)),
+            )
         english = [set[int]() for _ in pairs]
         for row, numbers in enumerate(descriptions["en"]):
             for number in numbers:
                 english[number].add(row)
-        same = [sorted(set().union(*(english[number] for number in numbers))) for numbers in descriptions["zh"]]
+        same = [
+            sorted(set().union(*(english[number] for number in numbers)))
+            for numbers in descriptions["zh"]
+        ]
         scores = [
             score_retrieval(images, texts["en"], descriptions["en"]),
             score_retrieval(images, texts["zh"], descriptions["zh"]),
             score_retrieval(texts["en"], texts["zh"], same),
         ]
         print(
-            f"| {name} |", " | ".join(f"{100 * score.metrics['mean_recall']:.1f}" for score in scores), "|", flush=True
+            f"| {name} |",
+            " | ".join(f"{100 * score.metrics['mean_recall']:.1f}" for score in scores),
+            "|",
+            flush=True,
         )
 
 

@@ -1,4 +1,5 @@
-"""`dcclip serve` under load: speed next to `dcclip embed`, good requests among broken ones, and hostile clients.
+"""`dcclip serve` under load: speed next to `dcclip embed`, good requests among broken ones, and
+hostile clients.
 
 python benchmarks/serve.py speed FOLDER     # of images; on an idle machine
 python benchmarks/serve.py stress 20000     # ends the server by SIGTERM three times
@@ -53,7 +54,9 @@ def start(descriptors: int = 0) -> subprocess.Popen[str]:
     return server
 
 
-def ask(method: str, path: str, body: bytes | None = None, kind: str = "application/json") -> tuple[int, bytes]:
+def ask(
+    method: str, path: str, body: bytes | None = None, kind: str = "application/json"
+) -> tuple[int, bytes]:
     """Status and body of an answer; -1 where nobody listens."""
     with closing(http.client.HTTPConnection("127.0.0.1", PORT, timeout=60)) as connection:
         try:
@@ -69,8 +72,14 @@ def ask(method: str, path: str, body: bytes | None = None, kind: str = "applicat
 
 def part(body: bytes, length: int, wait_s: float) -> tuple[int, bytes]:
     """Send a body that is shorter than it says, and leave after a while."""
-    with suppress(OSError, IndexError), socket.create_connection(("127.0.0.1", PORT), timeout=10) as connection:
-        connection.sendall(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % length + body)
+    with (
+        suppress(OSError, IndexError),
+        socket.create_connection(("127.0.0.1", PORT), timeout=10) as connection,
+    ):
+        connection.sendall(
+            b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % length
+            + body
+        )
         time.sleep(wait_s)
         return (int(connection.recv(1000).split()[1]), b"") if not body else (LOST, b"")
     return LOST, b""
@@ -79,31 +88,61 @@ def part(body: bytes, length: int, wait_s: float) -> tuple[int, bytes]:
 def inputs(*given: str | bytes) -> bytes:
     """The request for embeddings of texts, and of files of images."""
     urls = [
-        "data:image/jpeg;base64," + base64.b64encode(part).decode() if isinstance(part, bytes) else part
+        "data:image/jpeg;base64," + base64.b64encode(part).decode()
+        if isinstance(part, bytes)
+        else part
         for part in given
     ]
     return json.dumps({"input": urls}).encode()
 
 
 def send_broken(image: bytes) -> str:
-    """Send one of many kinds of broken requests; returns what is wrong with the answer, if anything."""
-    header = b"IHDR" + struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)  # as many pixels, in a few bytes
-    bomb = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    """Send one of many kinds of broken requests; returns what is wrong with the answer, if
+    anything.
+    """
+    header = b"IHDR" + struct.pack(
+        ">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0
+    )  # as many pixels, in a few bytes
+    bomb = (
+        b"\x89PNG\r\n\x1a\n"
+        + struct.pack(">I", 13)
+        + header
+        + struct.pack(">I", zlib.crc32(header))
+    )
     bodies = [inputs(part) for part in (bomb, image[:900], "data:image/png;base64,%")]
-    bodies += [b"[" * 100_000, b'{"input": [1, {}]}', b'{"input": "\\ud800"}', b"\xff", inputs(*["x"] * 2049), inputs()]
+    bodies += [
+        b"[" * 100_000,
+        b'{"input": [1, {}]}',
+        b'{"input": "\\ud800"}',
+        b"\xff",
+        inputs(*["x"] * 2049),
+        inputs(),
+    ]
     sent: list[tuple[Callable[[], tuple[int, bytes]], set[int]]] = [
         *((partial(ask, "POST", "/v1/embeddings", body), {400, 422}) for body in bodies),
-        (partial(ask, "POST", "/predict", b"--x\r\nbroken", "multipart/form-data; boundary=x"), {400, 422}),
-        *((partial(part, image, 2 * len(image), wait_s), {LOST}) for wait_s in (0, random.uniform(0, 3))),
+        (
+            partial(ask, "POST", "/predict", b"--x\r\nbroken", "multipart/form-data; boundary=x"),
+            {400, 422},
+        ),
+        *(
+            (partial(part, image, 2 * len(image), wait_s), {LOST})
+            for wait_s in (0, random.uniform(0, 3))
+        ),
         (partial(part, b"", 99_999_999_999, 0), {413, LOST}),
     ]
     call, right = random.choice(sent)
-    wrong = (status := (answer := call())[0]) not in right | {-1, 429, 503} or b"Traceback" in answer[1]
+    wrong = (status := (answer := call())[0]) not in right | {
+        -1,
+        429,
+        503,
+    } or b"Traceback" in answer[1]
     return f"broken, other: {call} {status}"[:200] if wrong else "broken, as expected"
 
 
 def stress(requests: int) -> None:
-    """Good and broken requests at once; the server is ended by SIGTERM three times and started again."""
+    """Good and broken requests at once; the server is ended by SIGTERM three times and started
+    again.
+    """
     image, model, counted = noise(640, 480), load(), collections.Counter[str]()
     data = {inputs(text): row for text, row in zip(TEXTS, model.embed_texts(TEXTS), strict=True)}
     data[inputs(image)] = model.embed_images([image])[0]
@@ -113,11 +152,21 @@ def stress(requests: int) -> None:
             return [send_broken(image)]
         body, expected = random.choice(list(data.items())[-1 - number % 2 * len(TEXTS) :])
         problems = []
-        while (answer := ask("POST", "/v1/embeddings", body))[0] in (-1, 429, 503):  # refused: not accepted
+        while (answer := ask("POST", "/v1/embeddings", body))[0] in (
+            -1,
+            429,
+            503,
+        ):  # refused: not accepted
             problems.append(f"good, refused: {answer[0]}")
             time.sleep(0.3)
-        right = answer[0] == 200 and np.array(json.loads(answer[1])["data"][0]["embedding"]) @ expected > 0.9999
-        return [*problems, "good, right" if right else f"good, other: {answer[0]} {answer[1][:80]!r}"]
+        right = (
+            answer[0] == 200
+            and np.array(json.loads(answer[1])["data"][0]["embedding"]) @ expected > 0.9999
+        )
+        return [
+            *problems,
+            "good, right" if right else f"good, other: {answer[0]} {answer[1][:80]!r}",
+        ]
 
     server, peak = start(), 0.0
     with ThreadPoolExecutor(CLIENTS) as pool:
@@ -128,11 +177,18 @@ def stress(requests: int) -> None:
             peak = max(peak, float(text.split("\nprocess_resident_memory_bytes ")[1].split()[0]))
             server.terminate()
             stderr = server.communicate()[1]
-            counted[f"server ended with {server.returncode}{', a traceback in its log' * ('Traceback' in stderr)}"] += 1
+            counted[
+                f"server ended with "
+                f"{server.returncode}{', a traceback in its log' * ('Traceback' in stderr)}"
+            ] += 1
             server = start()
     counted.update(chain.from_iterable(future.result() for future in futures))
     server.terminate()
-    print(*(f"{number:8,} {name}" for name, number in sorted(counted.items())), f"{peak / 2**20:.0f} MiB", sep="\n")
+    print(
+        *(f"{number:8,} {name}" for name, number in sorted(counted.items())),
+        f"{peak / 2**20:.0f} MiB",
+        sep="\n",
+    )
 
 
 def seconds(body: bytes, pause: float = 0.0) -> float:
@@ -148,19 +204,39 @@ def speed(folder: Path) -> None:
     for count in (1, CLIENTS):
         bare = [time.perf_counter() for _ in range(300) if len(model.embed_texts(TEXTS[:count]))]
         print(f"encoder, {count} texts at once: median {1000 * np.median(np.diff(bare)):.1f} ms")
-    for clients, pause in ((1, 0.0), (CLIENTS, 0.2), (CLIENTS, 0.0)):  # seconds, at most, between requests of a client
+    for clients, pause in (
+        (1, 0.0),
+        (CLIENTS, 0.2),
+        (CLIENTS, 0.0),
+    ):  # seconds, at most, between requests of a client
         with ThreadPoolExecutor(clients) as pool:
-            times = 1000 * np.array(list(pool.map(partial(seconds, pause=pause), map(inputs, TEXTS * 40))))
-        told = f"{clients} clients, pauses up to {pause} s, one text: median {np.median(times):.1f} ms"
+            times = 1000 * np.array(
+                list(pool.map(partial(seconds, pause=pause), map(inputs, TEXTS * 40)))
+            )
+        told = (
+            f"{clients} clients, pauses up to {pause} s, one text: median {np.median(times):.1f} ms"
+        )
         print(f"{told}, p99 {np.percentile(times, 99):.1f} ms")
     for _ in range(3):
         begin = time.perf_counter()
         with ThreadPoolExecutor(CLIENTS) as pool:
             list(pool.map(lambda file: seconds(inputs(file.read_bytes())), files))
-        served, begin, names = time.perf_counter() - begin, time.perf_counter(), "\n".join(map(str, files))
+        served, begin, names = (
+            time.perf_counter() - begin,
+            time.perf_counter(),
+            "\n".join(map(str, files)),
+        )
         with tempfile.TemporaryDirectory() as out:
-            subprocess.run([*COMMAND, "embed", "-", "-q", "--out", f"{out}/a.npy"], input=names, text=True, check=True)
-        print(f"{len(files) / served:.0f} images/s served, {len(files) / (time.perf_counter() - begin):.0f} by embed")
+            subprocess.run(
+                [*COMMAND, "embed", "-", "-q", "--out", f"{out}/a.npy"],
+                input=names,
+                text=True,
+                check=True,
+            )
+        print(
+            f"{len(files) / served:.0f} images/s served, "
+            f"{len(files) / (time.perf_counter() - begin):.0f} by embed"
+        )
     server.terminate()
 
 
@@ -184,21 +260,32 @@ def large_picture() -> bytes:
 def form_of(image: bytes) -> bytes:
     head = b'--x\r\nContent-Disposition: form-data; name="%b"%b\r\n\r\n'
     return b"".join(
-        [head % (b"labels", b""), b"cat,dog\r\n", head % (b"image", b'; filename="a"'), image, b"\r\n--x--\r\n"]
+        [
+            head % (b"labels", b""),
+            b"cat,dog\r\n",
+            head % (b"image", b'; filename="a"'),
+            image,
+            b"\r\n--x--\r\n",
+        ]
     )
 
 
 def leave_after(body: bytes, wait_s: float) -> None:
     """Send a request and leave without its answer."""
     with suppress(OSError), socket.create_connection(("127.0.0.1", PORT), timeout=60) as connection:
-        head = b"POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        head = (
+            b"POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        )
         connection.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
         time.sleep(wait_s)
 
 
 def endless_headers() -> None:
     """Header lines for 10 seconds and 500 MB at most, or until the server closes the connection."""
-    lines, end = b"".join(b"X-%d: %b\r\n" % (number, b"a" * 1000) for number in range(1000)), time.monotonic() + 10
+    lines, end = (
+        b"".join(b"X-%d: %b\r\n" % (number, b"a" * 1000) for number in range(1000)),
+        time.monotonic() + 10,
+    )
     with suppress(OSError), socket.create_connection(("127.0.0.1", PORT), timeout=5) as connection:
         connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n")
         for _ in range(500):
@@ -216,25 +303,48 @@ def attack_as(clients: int, attack: Callable[[], object]) -> None:
     """The attack of so many clients, in a process of its own; prints the statuses that they get."""
     with ThreadPoolExecutor(clients) as pool:
         answers = [future.result() for future in [pool.submit(attack) for _ in range(clients)]]
-    print("    attackers:", dict(collections.Counter(answer[0] for answer in answers if isinstance(answer, tuple))))
+    print(
+        "    attackers:",
+        dict(collections.Counter(answer[0] for answer in answers if isinstance(answer, tuple))),
+    )
 
 
 def hostile(only: str = "") -> None:
-    """How long other clients wait, and the server's memory, while some do what no good client does."""
+    """How long other clients wait, and the server's memory, while some do what no good client
+    does.
+    """
     small, large = noise(640, 480), large_picture()
     attacks: dict[str, tuple[int, int, Callable[[], object]]] = {
         "nothing": (1, 0, lambda: None),
-        "a text of 16 MB": (1, 0, partial(ask, "POST", "/v1/embeddings", inputs("cat dog " * 2_000_000))),
-        "64 clients that leave, 62 megapixels x 4 each": (64, 0, partial(leave_after, inputs(*[large] * 4), 1.0)),
+        "a text of 16 MB": (
+            1,
+            0,
+            partial(ask, "POST", "/v1/embeddings", inputs("cat dog " * 2_000_000)),
+        ),
+        "64 clients that leave, 62 megapixels x 4 each": (
+            64,
+            0,
+            partial(leave_after, inputs(*[large] * 4), 1.0),
+        ),
         "endless headers": (1, 0, endless_headers),
         "400 idle connections, 256 descriptors": (400, 256, stay_idle),
-        "200 clients with 16 images each": (200, 0, partial(ask, "POST", "/v1/embeddings", inputs(*[small] * 16))),
-        "40 clients with 30 MB each": (40, 0, partial(ask, "POST", "/v1/embeddings", inputs(*[small * 6] * 15))),
+        "200 clients with 16 images each": (
+            200,
+            0,
+            partial(ask, "POST", "/v1/embeddings", inputs(*[small] * 16)),
+        ),
+        "40 clients with 30 MB each": (
+            40,
+            0,
+            partial(ask, "POST", "/v1/embeddings", inputs(*[small * 6] * 15)),
+        ),
     }
     probes = {
         "health": partial(ask, "GET", "/health"),
         "text": partial(ask, "POST", "/v1/embeddings", inputs("一只狗")),
-        "image": partial(ask, "POST", "/classify", form_of(small), "multipart/form-data; boundary=x"),
+        "image": partial(
+            ask, "POST", "/classify", form_of(small), "multipart/form-data; boundary=x"
+        ),
     }
 
     def probe(call: Callable[[], tuple[int, bytes]]) -> list[tuple[float, int]]:
@@ -248,7 +358,9 @@ def hostile(only: str = "") -> None:
         if only not in name:
             continue
         server = start(descriptors)
-        attacker = multiprocessing.get_context("fork").Process(target=attack_as, args=(clients, attack), daemon=True)
+        attacker = multiprocessing.get_context("fork").Process(
+            target=attack_as, args=(clients, attack), daemon=True
+        )
         attacker.start()
         time.sleep(0.5)
         with ThreadPoolExecutor(len(probes)) as pool:
@@ -260,7 +372,9 @@ def hostile(only: str = "") -> None:
             statuses = dict(collections.Counter(status for _, status in answers))
             times = sorted(wait_s for wait_s, _ in answers)
             print(
-                f"    {kind}: median {times[len(times) // 2]:.2f} s, longest {times[-1]:.2f} s, {statuses}", flush=True
+                f"    {kind}: median {times[len(times) // 2]:.2f} s, longest "
+                f"{times[-1]:.2f} s, {statuses}",
+                flush=True,
             )
         attacker.join(5)
         attacker.kill()
@@ -268,20 +382,24 @@ def hostile(only: str = "") -> None:
 
 
 def live(count: int) -> None:
-    """Reload Duplicates three times while photographs come and leave; print what ran at once, and the result."""
+    """Reload Duplicates three times while photographs come and leave; print what ran at once, and
+    the result.
+    """
     import uvicorn
 
-    from dcclip_cli.curation.dedup.copies import find_duplicates
     from dcclip_cli.inference.encoder import load_encoder
-    from dcclip_cli.inference.index import open_index
     from dcclip_cli.model.reference import resolve
+    from dcclip_cli.photos.duplicates import find_duplicates
+    from dcclip_cli.photos.index import open_index
     from dcclip_cli.serve import app
 
     noises = np.random.default_rng(0).integers(0, 256, (count + count // 10, 6, 8, 3), np.uint8)
     running, most, comparisons = 0, 0, 0
 
     def write(folder: Path, number: int, width: int = 320) -> None:
-        picture = Image.fromarray(noises[number]).resize((width, width * 3 // 4), Image.Resampling.BICUBIC)
+        picture = Image.fromarray(noises[number]).resize(
+            (width, width * 3 // 4), Image.Resampling.BICUBIC
+        )
         picture.save(folder / f"{number}-{width}.jpg")
 
     def find_and_count(*arguments: object) -> object:
@@ -291,7 +409,11 @@ def live(count: int) -> None:
         begin, begin_s = time.monotonic(), time.process_time()
         result = find_duplicates(*arguments)
         running -= 1
-        print(f"comparison: {time.monotonic() - begin:.1f} s, CPU {time.process_time() - begin_s:.1f} s", flush=True)
+        print(
+            f"comparison: {time.monotonic() - begin:.1f} s, CPU "
+            f"{time.process_time() - begin_s:.1f} s",
+            flush=True,
+        )
         return result
 
     app.find_duplicates = find_and_count
@@ -304,7 +426,9 @@ def live(count: int) -> None:
         for number in range(20):
             write(folder, number, 240)  # copies
         encoder, lines = load_encoder(resolve("starter")), list[str]()
-        served = app.application(encoder, [open_index(encoder, folder)], say=lines.append, follow_s=1.5)
+        served = app.application(
+            encoder, [open_index(encoder, folder)], say=lines.append, follow_s=1.5
+        )
         server = uvicorn.Server(uvicorn.Config(served, port=PORT, log_level="error"))
         thread = threading.Thread(target=server.run)
         thread.start()
@@ -313,7 +437,9 @@ def live(count: int) -> None:
         for part in range(10):
             for number in range(count + part * count // 100, count + (part + 1) * count // 100):
                 write(folder, number)
-            for number in range(count // 2 + part * count // 200, count // 2 + (part + 1) * count // 200):
+            for number in range(
+                count // 2 + part * count // 200, count // 2 + (part + 1) * count // 200
+            ):
                 (folder / f"{number}-320.jpg").unlink()
             (folder / f"{part}-240.jpg").unlink()
             if part < 3:
@@ -330,7 +456,10 @@ def live(count: int) -> None:
         thread.join()
     groups = {tuple(photo["path"] for photo in group) for group in copies}
     is_right = groups == {(f"{number}-320.jpg", f"{number}-240.jpg") for number in range(10, 20)}
-    print(f"{expected:,} photographs; comparisons {comparisons}, at once {most}; right: {is_right}; said: {lines}")
+    print(
+        f"{expected:,} photographs; comparisons {comparisons}, at once {most}; right: "
+        f"{is_right}; said: {lines}"
+    )
 
 
 match sys.argv[1:]:

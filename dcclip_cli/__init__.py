@@ -6,8 +6,8 @@ dcclip.distill("recipe.yaml", steps=300)  # likewise new, collect, index, align,
 dcclip.load("runs/quickstart").predict("img.jpg", ["猫", "dog"])
 """
 
-from dcclip_cli.errors import DcclipError
-from dcclip_cli.versions import VERSION as __version__
+from dcclip_cli.core.errors import DcclipError
+from dcclip_cli.core.versions import VERSION as __version__
 
 TYPE_CHECKING = False  # typing takes a while to import
 if TYPE_CHECKING:
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
         sweep,
         trim,
     )
-    from dcclip_cli.curation.dedup.copies import duplicates
     from dcclip_cli.inference.bench import bench
-    from dcclip_cli.inference.calibrate import calibrate
-    from dcclip_cli.inference.files import embed, predict, search
     from dcclip_cli.inference.model import load
+    from dcclip_cli.photos.calibrate import calibrate
+    from dcclip_cli.photos.duplicates import duplicates
+    from dcclip_cli.photos.files import embed, predict, search
 
 _LIGHT = {  # without recipes
-    "bench": "inference.bench", "calibrate": "inference.calibrate", "load": "inference.model",
-    "embed": "inference.files", "predict": "inference.files", "search": "inference.files",
-    "duplicates": "curation.dedup.copies",
+    "bench": "inference.bench", "calibrate": "photos.calibrate", "load": "inference.model",
+    "embed": "photos.files", "predict": "photos.files", "search": "photos.files",
+    "duplicates": "photos.duplicates",
 }  # fmt: skip
 __all__ = [
     "DcclipError", "__version__", "align", "bench", "calibrate", "collect", "compare", "compare_variants",

@@ -5,17 +5,28 @@ import os
 import sys
 from contextlib import suppress
 
-from dcclip_cli.errors import Message, load_catalogue, translated
-from dcclip_cli.machine import is_first_process, is_launched, is_one_of_several, use_launcher
-from dcclip_cli.processes import AGAIN, asked, end_on_signals, end_with_launcher, ignore_signals, remove_sockets
+from dcclip_cli.core.errors import Message, load_catalogue, translated
+from dcclip_cli.core.machine import is_first_process, is_launched, is_one_of_several, use_launcher
+from dcclip_cli.core.processes import (
+    AGAIN,
+    asked,
+    end_on_signals,
+    end_with_launcher,
+    ignore_signals,
+    remove_sockets,
+)
 
 _NO_READER = 128 + 13  # as of a program that SIGPIPE ends, which dcclip ignores for its sockets
 _WIDEST = 1_000  # columns of a terminal: rich fills each row, however wide
-_LOADING_S, _PREDICT_S = 1.0, 1.8  # with a bundle, predict has answered by then
+# with a bundle, predict has answered by then
+_LOADING_S = 1.0
+_PREDICT_S = 1.8
 
 
 def main() -> None:
-    """Run the command that the program was started with, from the first import on as signals can end it."""
+    """Run the command that the program was started with, from the first import on as signals can
+    end it.
+    """
     load_catalogue()
     end_on_signals()
     if {"run", "distill", "align"} & set(sys.argv[1:2]):
@@ -25,11 +36,15 @@ def main() -> None:
         end_with_launcher()
     try:
         _prepare_streams()
-        from dcclip_cli.progress import say_loading
+        from dcclip_cli.core.progress import say_loading
 
         arguments = sys.argv[1:]
         command = next((argument for argument in arguments if not argument.startswith("-")), None)
-        is_quiet = {"-q", "--quiet", "-h", "--help"} & set(arguments) or is_launched() or not is_first_process()
+        is_quiet = (
+            {"-q", "--quiet", "-h", "--help"} & set(arguments)
+            or is_launched()
+            or not is_first_process()
+        )
         after_s = _PREDICT_S if command == "predict" else _LOADING_S
         loading = say_loading(f"dcclip {command}", after_s) if command and not is_quiet else None
         try:
@@ -44,7 +59,9 @@ def main() -> None:
             _exit(0)
     except SystemExit as end:
         ignore_signals()
-        no_reader = isinstance(end.__context__, BrokenPipeError)  # of click or rich: nobody reads the output any more
+        no_reader = isinstance(
+            end.__context__, BrokenPipeError
+        )  # of click or rich: nobody reads the output any more
         if code := _NO_READER if no_reader else end.code:
             _exit(code if isinstance(code, int) else 1)
     except KeyboardInterrupt:  # outside of the command: while it is imported
@@ -54,10 +71,11 @@ def main() -> None:
 
 
 def _prepare_streams() -> None:
-    """Make the standard streams usable, whatever they are: closed ones are like /dev/null, and nothing fails to print.
+    """Make the standard streams usable, whatever they are: closed ones are like /dev/null, and
+    nothing fails to print.
 
-    What a stream cannot encode is printed as a backslash and its number. Paths read from stdin are decoded as those
-    on the command line.
+    What a stream cannot encode is printed as a backslash and its number. Paths read from stdin are
+    decoded as those on the command line.
     """
     for descriptor in range(3):
         try:
@@ -77,7 +95,9 @@ def _prepare_streams() -> None:
 
 
 def _exit(code: int) -> None:
-    """Exit past the interpreter's own end, which waits for threads and where gloo may hang (pytorch issue 56297)."""
+    """Exit past the interpreter's own end, which waits for threads and where gloo may hang
+    (pytorch issue 56297).
+    """
     for stream in (sys.stdout, sys.stderr):
         with suppress(ValueError, OSError):  # closed; nobody reads it
             stream.flush()

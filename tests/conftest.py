@@ -18,7 +18,8 @@ import pytest
 from filelock import FileLock
 from PIL import Image, ImageDraw
 
-from dcclip_cli import curation, processes
+from dcclip_cli import curation
+from dcclip_cli.core import processes
 from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import LANGUAGES, Pair
 from tests.images import encode
@@ -358,9 +359,9 @@ def points(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def model_folder(pairs_file: Path, build_once: Build) -> Path:
     """The model directory of a tiny student, aligned from scratch for two steps."""
+    from dcclip_cli.core.run_dir import RunDir
     from dcclip_cli.data.options import DataOptions
     from dcclip_cli.model.students import StudentOptions
-    from dcclip_cli.run_dir import RunDir
     from dcclip_cli.train.options import AlignOptions
     from dcclip_cli.train.stage import Stage
     from dcclip_cli.train.trainer import train_stage

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from dcclip_cli.checksums import write_record
+from dcclip_cli.core.checksums import write_record
 
 
 def rewrite(folder: Path, record: str = "dcclip.json", /, **changes: object) -> None:

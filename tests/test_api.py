@@ -15,7 +15,7 @@ import yaml
 
 import dcclip_cli as dcclip
 from dcclip_cli import api
-from dcclip_cli.progress import Lines, Silent, progress_for
+from dcclip_cli.core.progress import Lines, Silent, progress_for
 from dcclip_cli.recipe.load import load
 from tests.cli.conftest import dcclip as command
 from tests.pages import ROOT, blocks

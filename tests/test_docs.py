@@ -22,9 +22,9 @@ import yaml
 from typer.testing import CliRunner
 
 from dcclip_cli.cli.app import app
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.core.errors import DcclipError
+from dcclip_cli.core.versions import VERSION
 from dcclip_cli.recipe.load import load
-from dcclip_cli.versions import VERSION
 from docs.generate import PAGES as PAGES_FROM_CODE
 from docs.generate import REFERENCE, messages
 from docs.results import plots, render

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dcclip_cli.errors import DOMAIN, FIELD, LOCALES, filled
+from dcclip_cli.core.errors import DOMAIN, FIELD, LOCALES, filled
 from docs.generate import messages
 
 ROOT = Path(__file__).parent.parent

@@ -30,7 +30,7 @@ if sys.argv[1] == "windows":  # which lacks all that macOS lacks
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
 from dcclip_cli.cli.app import app
-from dcclip_cli.machine import cores, loading_processes
+from dcclip_cli.core.machine import cores, loading_processes
 assert cores() >= 1 and loading_processes(2) == 0
 for command in json.load(sys.stdin):
     assert not app(command, standalone_mode=False), command
@@ -38,7 +38,7 @@ for command in json.load(sys.stdin):
 SHARED_FILE = """
 import os, sys
 from concurrent.futures import ThreadPoolExecutor
-from dcclip_cli.files import read_at
+from dcclip_cli.core.files import read_at
 open(sys.argv[1], "wb").write(b"".join(b"%04d" % place for place in range(500)))
 descriptor = os.open(sys.argv[1], os.O_RDONLY)
 with ThreadPoolExecutor(8) as pool:
@@ -140,6 +140,6 @@ def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
 
 def test_files_are_shared_by_threads_and_damaged_ones_removed_on_windows(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", SHARED_FILE, tmp_path / "a"], env=environment("windows"), check=True)
-    tests = ["tests/test_store.py", "-k", "is_no_block", "-q", "--noconftest", "-p", "no:cacheprovider"]
+    tests = ["tests/core/test_store.py", "-k", "is_no_block", "-q", "--noconftest", "-p", "no:cacheprovider"]
     tests += ["--basetemp", str(tmp_path / "tests")]  # else pytest removes folders of earlier runs, which is slow here
     subprocess.run([sys.executable, "-m", "pytest", *tests], cwd=ROOT, env=environment("windows"), check=True)

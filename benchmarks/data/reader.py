@@ -3,10 +3,11 @@
     pip install webdataset
     OMP_NUM_THREADS=1 python benchmarks/data/reader.py WORK [--images 2000] [--rounds 5] [--photos FOLDER]
 
-JPEGs of 256 x 256 and of 1024 x 768, in a tar with captions, become pixels of 224 x 224 of a random crop of at least
-0.6 of the area, in batches of 64 from one loader process. Drawn images have soft colours with fine noise; --photos
-takes those in a folder. The loops run in turn, so that a change in the machine's load meets all alike; CPU seconds are
-of both processes, the median of all rounds counts. `webdataset` and `bare` are written as their users write them:
+JPEGs of 256 x 256 and of 1024 x 768, in a tar with captions, become pixels of 224 x 224 of a
+random crop of at least 0.6 of the area, in batches of 64 from one loader process. Drawn images
+have soft colours with fine noise; --photos takes those in a folder. The loops run in turn, so that
+a change in the machine's load meets all alike; CPU seconds are of both processes, the median of
+all rounds counts. `webdataset` and `bare` are written as their users write them:
 
   webdataset  WebDataset(...).shuffle(1000).decode("pil"), RandomResizedCrop (bicubic), ToTensor, Normalize; floats
   bare        Image.open, convert, crop, resize (bicubic), np.asarray, one stack; uint8
@@ -32,12 +33,12 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
+from dcclip_cli.core.machine import keep_freed_memory
 from dcclip_cli.data.collator import Collator
 from dcclip_cli.data.dataset import open_pairs
 from dcclip_cli.data.options import Augment, CaptionOptions
 from dcclip_cli.data.pixels import ImageCache, Uint8Pixels, normalized
 from dcclip_cli.data.samplers import EpochBatchSampler, MixedBatchSampler
-from dcclip_cli.machine import keep_freed_memory
 from dcclip_cli.model.preprocess import Preprocessing
 from dcclip_cli.model.towers import Tokens
 
@@ -57,13 +58,17 @@ def write_tar(path: Path, width: int, height: int, count: int, photos: list[Path
     """Write a tar of pairs, and return the bytes of an image. Drawn images repeat after 64."""
     images: list[bytes] = []
     for number in range(min(count, len(photos) or 64)):
-        image = Image.open(photos[number]).convert("RGB") if photos else drawn(width, height, number)
+        image = (
+            Image.open(photos[number]).convert("RGB") if photos else drawn(width, height, number)
+        )
         written = io.BytesIO()
         image.resize((width, height)).save(written, "JPEG", quality=80)
         images.append(written.getvalue())
     with tarfile.open(path, "w") as tar:
         for number in range(count):
-            record = json.dumps({"zh": f"第{number}张照片", "en": f"photo number {number}"}).encode()
+            record = json.dumps(
+                {"zh": f"第{number}张照片", "en": f"photo number {number}"}
+            ).encode()
             for suffix, content in (("jpg", images[number % len(images)]), ("json", record)):
                 member = tarfile.TarInfo(f"{number:06d}.{suffix}")
                 member.size = len(content)
@@ -77,14 +82,23 @@ def write_tar(path: Path, width: int, height: int, count: int, photos: list[Path
 def webdatasets(tar: Path) -> Iterator[Any]:
     transform = transforms.Compose(
         [
-            transforms.RandomResizedCrop(SIDE, (CROP, 1.0), interpolation=transforms.InterpolationMode.BICUBIC),
+            transforms.RandomResizedCrop(
+                SIDE, (CROP, 1.0), interpolation=transforms.InterpolationMode.BICUBIC
+            ),
             transforms.ToTensor(),
             transforms.Normalize(PREPROCESSING.mean, PREPROCESSING.std),
         ]
     )
-    data = webdataset.WebDataset(str(tar), shardshuffle=False).shuffle(1000).decode("pil").to_tuple("jpg", "json")
+    data = (
+        webdataset.WebDataset(str(tar), shardshuffle=False)
+        .shuffle(1000)
+        .decode("pil")
+        .to_tuple("jpg", "json")
+    )
     data = data.map_tuple(transform, lambda record: record).batched(BATCH)
-    for batch in webdataset.WebLoader(data, batch_size=None, num_workers=1, multiprocessing_context="fork"):
+    for batch in webdataset.WebLoader(
+        data, batch_size=None, num_workers=1, multiprocessing_context="fork"
+    ):
         yield batch[0]
 
 
@@ -93,7 +107,11 @@ class Bare(Dataset[np.ndarray]):
 
     def __init__(self, tar: Path) -> None:
         with tarfile.open(tar) as opened:
-            self._images = [opened.extractfile(member).read() for member in opened if member.name.endswith(".jpg")]  # type: ignore[union-attr]
+            self._images = [
+                opened.extractfile(member).read()
+                for member in opened
+                if member.name.endswith(".jpg")
+            ]  # type: ignore[union-attr]
         self._random = np.random.default_rng(0)
 
     def __len__(self) -> int:
@@ -174,9 +192,13 @@ def per_cpu_second(loop: Callable[[Path], Iterator[Any]], tar: Path) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("work", type=Path)
-    parser.add_argument("--images", type=int, default=2000, help="of 256 x 256; a fifth as many of 1024 x 768")
+    parser.add_argument(
+        "--images", type=int, default=2000, help="of 256 x 256; a fifth as many of 1024 x 768"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--photos", type=Path)
     parsed = parser.parse_args()
@@ -185,18 +207,30 @@ def main() -> None:
     parsed.work.mkdir(parents=True, exist_ok=True)
     os.environ["DCCLIP_CACHE"] = str(parsed.work / "cache")
     photos = sorted(parsed.photos.rglob("*.jpg")) if parsed.photos else []
-    print(f"Pillow {Image.__version__}, torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}")
+    print(
+        f"Pillow {Image.__version__}, torch {torch.__version__}, "
+        f"{torch.backends.cpu.get_cpu_capability()}"
+    )
     for width, height, count in ((256, 256, parsed.images), (1024, 768, parsed.images // 5)):
         tar = parsed.work / f"{width}x{height}.tar"
         size = write_tar(tar, width, height, count, photos)
         for loop in LOOPS.values():  # imports, the index, the page cache
             next(loop(tar))
-        rounds = [{name: per_cpu_second(loop, tar) for name, loop in LOOPS.items()} for _ in range(parsed.rounds)]
+        rounds = [
+            {name: per_cpu_second(loop, tar) for name, loop in LOOPS.items()}
+            for _ in range(parsed.rounds)
+        ]
         speeds = {name: statistics.median(turn[name] for turn in rounds) for name in LOOPS}
         print(f"\n{width} x {height}, {size / 1000:.0f} KB, {count} images, {parsed.rounds} rounds")
         for name, speed in speeds.items():
-            ratios = [statistics.median(turn[name] / turn[peer] for turn in rounds) for peer in ("webdataset", "bare")]
-            print(f"{name:>11}  {speed:6.0f} images/CPU s  {ratios[0]:.2f} x webdataset  {ratios[1]:.2f} x bare")
+            ratios = [
+                statistics.median(turn[name] / turn[peer] for turn in rounds)
+                for peer in ("webdataset", "bare")
+            ]
+            print(
+                f"{name:>11}  {speed:6.0f} images/CPU s  {ratios[0]:.2f} x webdataset  "
+                f"{ratios[1]:.2f} x bare"
+            )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""The small recipe on few pairs and few steps, run through the command line, for benchmarks of the training loop."""
+"""The small recipe on few pairs and few steps, run through the command line, for benchmarks of the
+training loop.
+"""
 
 from __future__ import annotations
 
@@ -25,12 +27,30 @@ def few_pairs(folder: Path) -> Path:
 
 
 def arguments(stage: str, pairs: Path, out: Path, *sets: str) -> list[str]:
-    """What `dcclip` is called with for this stage, or for `run`; `sets` hold for both stages where they name none."""
-    further = [pair if "." in pair.partition("=")[0] else f"{stage}.{pair}" for pair in sets for stage in STAGES]
+    """What `dcclip` is called with for this stage, or for `run`; `sets` hold for both stages where
+    they name none.
+    """
+    further = [
+        pair if "." in pair.partition("=")[0] else f"{stage}.{pair}"
+        for pair in sets
+        for stage in STAGES
+    ]
     values = dict.fromkeys(
-        [f"data.train={pairs}", f"data.validation={pairs}", *(f"{name}.augmentations=1" for name in STAGES), *further]
+        [
+            f"data.train={pairs}",
+            f"data.validation={pairs}",
+            *(f"{name}.augmentations=1" for name in STAGES),
+            *further,
+        ]
     )
-    return [stage, str(RECIPE), "--out", str(out), "-q", *(part for pair in values for part in ("--set", pair))]
+    return [
+        stage,
+        str(RECIPE),
+        "--out",
+        str(out),
+        "-q",
+        *(part for pair in values for part in ("--set", pair)),
+    ]
 
 
 def dcclip(*given: str) -> list[str]:
@@ -39,4 +59,6 @@ def dcclip(*given: str) -> list[str]:
 
 def sha256(run: Path) -> dict[str, str]:
     """The sha256 of each stage's weights in a run."""
-    return {stage: hashlib.sha256((run / stage / WEIGHTS).read_bytes()).hexdigest() for stage in STAGES}
+    return {
+        stage: hashlib.sha256((run / stage / WEIGHTS).read_bytes()).hexdigest() for stage in STAGES
+    }

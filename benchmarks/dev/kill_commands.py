@@ -1,10 +1,12 @@
-"""Commands that are killed at random moments and run again, compared with what an unbroken run leaves, byte by byte.
+"""Commands that are killed at random moments and run again, compared with what an unbroken run
+leaves, byte by byte.
 
     python benchmarks/dev/kill_commands.py WORK [--times 4] [--only collect,distill,align,run,export,fit]
 
-Each time a command starts anew, its processes are killed with signal 9 at a random moment of its life, and it is run
-again: its weights, exports, shards and results must be those of an unbroken run. `fit` goes on from measurements of
-the unbroken one, since another measurement would choose other steps.
+Each time a command starts anew, its processes are killed with signal 9 at a random moment of its
+life, and it is run again: its weights, exports, shards and results must be those of an unbroken
+run. `fit` goes on from measurements of the unbroken one, since another measurement would choose
+other steps.
 """
 
 from __future__ import annotations
@@ -30,16 +32,29 @@ from dcclip_cli.data.dataset import open_pairs, write_parquet
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "recipes/quickstart.yaml"
-SETS = ("steps=12", "batch_size=16", "warmup_steps=2", "log_every_steps=1", "validate_every_steps=4", "keep=best")
+SETS = (
+    "steps=12",
+    "batch_size=16",
+    "warmup_steps=2",
+    "log_every_steps=1",
+    "validate_every_steps=4",
+    "keep=best",
+)
 SETS += ("checkpoint_every_steps=2", "threads=1", "workers=1", "augmentations=1")
-OF_EXPORT = ("export.calibration_images=16", "export.parity.min_agreement=0", "export.parity.max_accuracy_loss=100")
+OF_EXPORT = (
+    "export.calibration_images=16",
+    "export.parity.min_agreement=0",
+    "export.parity.max_accuracy_loss=100",
+)
 COMPARED = {".safetensors", ".onnx", ".tar", ".parquet"}
 PAIRS = 128
 
 
 @dataclass(frozen=True)
 class Command:
-    """Its arguments, the folder that it writes, and how the folder is made ready from the unbroken run's."""
+    """Its arguments, the folder that it writes, and how the folder is made ready from the unbroken
+    run's.
+    """
 
     arguments: list[str]
     out: Path
@@ -47,10 +62,21 @@ class Command:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """The SHA-256 of the files of results, but not of the state to resume from, nor of what a kill left hidden."""
-    files = [file for file in folder.rglob("*") if file.suffix in COMPARED and "state" not in file.parts]
-    names = {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(files)}
-    return {name: digest for name, digest in names.items() if not name.startswith((".", "rounds", "shared"))}
+    """The SHA-256 of the files of results, but not of the state to resume from, nor of what a kill
+    left hidden.
+    """
+    files = [
+        file for file in folder.rglob("*") if file.suffix in COMPARED and "state" not in file.parts
+    ]
+    names = {
+        str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(files)
+    }
+    return {
+        name: digest
+        for name, digest in names.items()
+        if not name.startswith((".", "rounds", "shared"))
+    }
 
 
 def commands(root: Path) -> dict[str, Command]:
@@ -60,7 +86,8 @@ def commands(root: Path) -> dict[str, Command]:
     collect = root / "collect.yaml"
     source = {"kind": "table", "path": str(pairs), "license": "MIT"}
     collect.write_text(
-        yaml.safe_dump({"name": "collected", "collect": {"sources": [source], "shard_size": 16}}), "utf-8"
+        yaml.safe_dump({"name": "collected", "collect": {"sources": [source], "shard_size": 16}}),
+        "utf-8",
     )
     whole = root / "whole-run"
 
@@ -70,14 +97,23 @@ def commands(root: Path) -> dict[str, Command]:
 
     def measured(out: Path) -> None:
         state = json.loads((root / "whole-fit/fit.json").read_text("utf-8"))
-        kept = {name: value for name, value in state.items() if name not in ("final", "missed", "result")}
+        kept = {
+            name: value
+            for name, value in state.items()
+            if name not in ("final", "missed", "result")
+        }
         out.mkdir()
         shutil.copy(root / "whole-fit/texts.txt", out)
         (out / "fit.json").write_text(json.dumps(kept | {"rounds": []}), "utf-8")
 
     def of_stage(name: str, *missing: str) -> Command:
         out = root / name
-        values = [f"data.train={pairs}", f"data.validation={pairs}", f"eval.datasets=[{pairs}]", *OF_EXPORT]
+        values = [
+            f"data.train={pairs}",
+            f"data.validation={pairs}",
+            f"eval.datasets=[{pairs}]",
+            *OF_EXPORT,
+        ]
         values += [f"{stage}.{pair}" for stage in STAGES for pair in SETS]
         sets = [part for value in values for part in ("--set", value)]
         prepare = without(*missing) if missing else lambda out: None
@@ -85,10 +121,20 @@ def commands(root: Path) -> dict[str, Command]:
             sets += ["--model", str(whole)]
         return Command([name, str(RECIPE), "--out", str(out), "-q", *sets], out, prepare)
 
-    search = ["fit", "--data", str(pairs), "--teacher", str(ROOT / "recipes/quickstart/teacher"), "--max-mb", "4"]
+    search = [
+        "fit",
+        "--data",
+        str(pairs),
+        "--teacher",
+        str(ROOT / "recipes/quickstart/teacher"),
+        "--max-mb",
+        "4",
+    ]
     search += ["--max-ms", "1000", "--out", str(root / "fit"), "-q"]
     return {
-        "collect": Command(["collect", str(collect), "--out", str(root / "collect"), "-q"], root / "collect"),
+        "collect": Command(
+            ["collect", str(collect), "--out", str(root / "collect"), "-q"], root / "collect"
+        ),
         "run": of_stage("run"),
         "distill": of_stage("distill"),
         "align": of_stage("align", "align", "eval", "export"),
@@ -112,12 +158,17 @@ def run(command: Command, cache: Path, after_s: float | None = None) -> float:
             process.wait()
             return 0.0
     if code:
-        raise SystemExit(f"{command.arguments} ended with {code}:\n{(cache.parent / 'stderr').read_text('utf-8')}")
+        raise SystemExit(
+            f"{command.arguments} ended with "
+            f"{code}:\n{(cache.parent / 'stderr').read_text('utf-8')}"
+        )
     return time.monotonic() - begin_s
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("work", type=Path)
     parser.add_argument("--times", type=int, default=4, help="kills of each command")
     parser.add_argument("--only", default="collect,run,distill,align,export,fit")
@@ -150,7 +201,10 @@ def main() -> int:
             run(command, cache)
             is_same = digests(command.out) == expected
             done, kills, wrong = done + 1, kills + 1, wrong + (not is_same)
-            print(f"{name}: killed after {after_s:.1f} s: {'same' if is_same else 'OTHER BYTES'}", flush=True)
+            print(
+                f"{name}: killed after {after_s:.1f} s: {'same' if is_same else 'OTHER BYTES'}",
+                flush=True,
+            )
     print(f"{kills} kills, {wrong} with other bytes")
     return int(wrong > 0)
 

@@ -1,13 +1,16 @@
-"""Weights of training on two processes (gloo) compared with one on the same batches, and whether all runs exit.
+"""Weights of training on two processes (gloo) compared with one on the same batches, and whether
+all runs exit.
 
     python benchmarks/dev/processes.py WORK [--runs 20] [--stages distill align]
 
-20 SGD steps, batch norms frozen, as `dcclip STAGE RECIPE --processes 2`; every second run is started by torchrun, whose
-weights must be the same bits. A run that does not exit within TIMEOUT_S counts as hanging (pytorch issue 56297).
+20 SGD steps, batch norms frozen, as `dcclip STAGE RECIPE --processes 2`; every second run is
+started by torchrun, whose weights must be the same bits. A run that does not exit within TIMEOUT_S
+counts as hanging (pytorch issue 56297).
 
-Two processes and one sum in another order. In fp32 that alone makes 1e-7 to 1e-3 of the weights after 20 steps, by the
-machine's kernels: as soon as one activation comes to the other side of a ReLU's kink, gradients differ by a thousandth.
-That difference is printed; the one in fp64, where nothing but another computation makes one, must be below BOUND.
+Two processes and one sum in another order. In fp32 that alone makes 1e-7 to 1e-3 of the weights
+after 20 steps, by the machine's kernels: as soon as one activation comes to the other side of a
+ReLU's kink, gradients differ by a thousandth. That difference is printed; the one in fp64, where
+nothing but another computation makes one, must be below BOUND.
 """
 
 from __future__ import annotations
@@ -43,7 +46,9 @@ SETS = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("work", type=Path)
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
@@ -55,8 +60,15 @@ def main() -> None:
     for stage in options.stages:
         alone, two = root / "one/run", root / "two/run"
         first = root / f"first-{stage}/run"
-        for folder, sets in ((alone, SETS), (first, (*SETS, f"{stage}.steps=1", f"{stage}.warmup_steps=0"))):
-            subprocess.run(dcclip(*arguments(stage, pairs, folder, *sets)), check=True, stdout=subprocess.DEVNULL)
+        for folder, sets in (
+            (alone, SETS),
+            (first, (*SETS, f"{stage}.steps=1", f"{stage}.warmup_steps=0")),
+        ):
+            subprocess.run(
+                dcclip(*arguments(stage, pairs, folder, *sets)),
+                check=True,
+                stdout=subprocess.DEVNULL,
+            )
         moved = difference(alone / stage / WEIGHTS, first / stage / WEIGHTS)
         print(f"{stage}: weights move by up to {moved:.1e} after the first step")
         digests = set[str]()
@@ -66,14 +78,25 @@ def main() -> None:
             command = arguments(stage, pairs, two, *SETS)
             by_torchrun = number % 2 == 0
             ended = ends(
-                torchrun("-m", "dcclip_cli", *command) if by_torchrun else dcclip(*command, "--processes", "2")
+                torchrun("-m", "dcclip_cli", *command)
+                if by_torchrun
+                else dcclip(*command, "--processes", "2")
             )
             seconds = time.monotonic() - begin
-            furthest = difference(alone / stage / WEIGHTS, two / stage / WEIGHTS) if ended else float("inf")
-            digests.add(hashlib.sha256((two / stage / WEIGHTS).read_bytes()).hexdigest() if ended else "none")
+            furthest = (
+                difference(alone / stage / WEIGHTS, two / stage / WEIGHTS)
+                if ended
+                else float("inf")
+            )
+            digests.add(
+                hashlib.sha256((two / stage / WEIGHTS).read_bytes()).hexdigest()
+                if ended
+                else "none"
+            )
             wrong += not ended or len(digests) > 1
             print(
-                f"{stage} {number:>2} {'torchrun' if by_torchrun else '--processes':<11}: {seconds:.1f} s, "
+                f"{stage} {number:>2} "
+                f"{'torchrun' if by_torchrun else '--processes':<11}: {seconds:.1f} s, "
                 f"largest difference of a weight {furthest:.1e}, "
                 f"sha256 {sorted(digests)[0][:12]}{' AND OTHERS' if len(digests) > 1 else ''}",
                 flush=True,
@@ -82,18 +105,31 @@ def main() -> None:
         wrong += exact > BOUND
         print(f"{stage}: in fp64, largest difference of a weight {exact:.1e}", flush=True)
     stages = " and ".join(options.stages)
-    print(f"{options.runs} runs of {stages} in a row, {wrong} that hung, differ in bits, or in fp64 by over {BOUND:g}")
+    print(
+        f"{options.runs} runs of {stages} in a row, {wrong} that hung, differ in bits, "
+        f"or in fp64 by over {BOUND:g}"
+    )
     sys.exit(bool(wrong))
 
 
 def torchrun(*given: str) -> list[str]:
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *given]
+    return [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        *given,
+    ]
 
 
 def in_double(stage: str, pairs: Path, root: Path) -> float:
     """The largest difference of a weight between two processes and one, both in fp64."""
     folders = [root / "one-fp64/run", root / "two-fp64/run"]
-    command_alone, two = ([__file__, "--fp64", *arguments(stage, pairs, folder, *SETS)] for folder in folders)
+    command_alone, two = (
+        [__file__, "--fp64", *arguments(stage, pairs, folder, *SETS)] for folder in folders
+    )
     if not ends([sys.executable, *command_alone]) or not ends(torchrun(*two)):
         return float("inf")
     return difference(*(folder / stage / WEIGHTS for folder in folders))
@@ -102,7 +138,10 @@ def in_double(stage: str, pairs: Path, root: Path) -> float:
 def ends(command: list[str]) -> bool:
     """Whether a command ended by itself. An error in it ends this script."""
     process = subprocess.Popen(
-        command, process_group=0, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL
+        command,
+        process_group=0,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
     )
     try:
         if code := process.wait(TIMEOUT_S):

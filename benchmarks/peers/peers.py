@@ -1,18 +1,21 @@
-"""Our mix of losses compared with the peers': same student, initial weights, data, batches and steps, one core.
+"""Our mix of losses compared with the peers': same student, initial weights, data, batches and
+steps, one core.
 
     pip install 'open_clip_torch[training]'
     python benchmarks/peers/peers.py OUT [--seeds 0 1 2] [--steps 150] [--only NAME ...]
 
-* `default`, ours: embedding + 0.5 interactive + 2 middle maps, then contrast with the first two beside it. `contrast`:
-  contrast alone, in our loop.
-* `clip-kd`: CLIP-KD's best mix with its weights: task 1, FD 2000, CRD 1, ICL 1. Its FD is a mean over B x D of both
-  towers, so at width 256 ours, a mean of both, has 2000 x 2 x 2 / 256 = 31.25. Its 1 / tau is meant to begin at
-  1 / 0.07.
-* `tinyclip`: TinyCLIP's affinity at 50, no other loss. (What it is known for, pruning, is not in this.)
-* `open_clip`, `open_clip-distill`: open_clip's own trainer, contrast alone and with --distill-model, with its AdamW. It
-  sees one caption a picture and step, Chinese or English by turns, drawn as ours are; and its teacher has to see the
-  student's pictures, 64 px for 96.
-Runs lie in OUT/NAME-SEED, those of benchmarks/ablation may lie there too; what is finished is not run again.
+* `default`, ours: embedding + 0.5 interactive + 2 middle maps, then contrast with the first two
+  beside it. `contrast`: contrast alone, in our loop.
+* `clip-kd`: CLIP-KD's best mix with its weights: task 1, FD 2000, CRD 1, ICL 1. Its FD is a mean
+  over B x D of both towers, so at width 256 ours, a mean of both, has 2000 x 2 x 2 / 256 = 31.25.
+  Its 1 / tau is meant to begin at 1 / 0.07.
+* `tinyclip`: TinyCLIP's affinity at 50, no other loss. (What it is known for, pruning, is not in
+  this.)
+* `open_clip`, `open_clip-distill`: open_clip's own trainer, contrast alone and with
+  --distill-model, with its AdamW. It sees one caption a picture and step, Chinese or English by
+  turns, drawn as ours are; and its teacher has to see the student's pictures, 64 px for 96. Runs
+  lie in OUT/NAME-SEED, those of benchmarks/ablation may lie there too; what is finished is not run
+  again.
 """
 
 from __future__ import annotations
@@ -24,7 +27,17 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).parent.parent / "train"))
 
 import open_clip_trainer
-from variants import BATCH_SIZE, LANGUAGES, RECIPE, ROOT, Figures, Variant, figures_of, remembered, show
+from variants import (
+    BATCH_SIZE,
+    LANGUAGES,
+    RECIPE,
+    ROOT,
+    Figures,
+    Variant,
+    figures_of,
+    remembered,
+    show,
+)
 
 from dcclip_cli.data.dataset import open_pairs
 from dcclip_cli.recipe.load import load
@@ -65,10 +78,18 @@ def trained_by_open_clip(variant: Variant, seed: int, steps: int, out: Path) -> 
         assert recipe.student is not None and recipe.teacher is not None and recipe.data is not None
         table, teacher = open_pairs(str(recipe.data.train)), recipe.teacher.load("cpu")
         student = new_student(
-            recipe.student, widths(teacher, ()).embedding, table, folder.name, seed, recipe.teacher.source, teacher
+            recipe.student,
+            widths(teacher, ()).embedding,
+            table,
+            folder.name,
+            seed,
+            recipe.teacher.source,
+            teacher,
         )
         student.save(folder / "start", {})
-        rows = open_clip_trainer.write_rows(folder, out / "pictures", table, steps, BATCH_SIZE, seed, LANGUAGES)
+        rows = open_clip_trainer.write_rows(
+            folder, out / "pictures", table, steps, BATCH_SIZE, seed, LANGUAGES
+        )
         weights = open_clip_trainer.train(
             folder / "start", rows, folder, BATCH_SIZE, "amp_bf16", seed, *TRAINER[variant]
         )
@@ -80,14 +101,18 @@ def trained_by_open_clip(variant: Variant, seed: int, steps: int, out: Path) -> 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("out", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=150)
     variants = (*VARIANTS, *TRAINER)
     parser.add_argument("--only", nargs="+", choices=[variant.name for variant in variants])
     parsed = parser.parse_args()
-    rows: dict[Variant, list[Figures]] = {item: [] for item in variants if not parsed.only or item.name in parsed.only}
+    rows: dict[Variant, list[Figures]] = {
+        item: [] for item in variants if not parsed.only or item.name in parsed.only
+    }
     for seed in parsed.seeds:
         for variant, figures in rows.items():
             train = trained_by_open_clip if variant in TRAINER else figures_of

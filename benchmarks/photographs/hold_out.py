@@ -1,9 +1,11 @@
-"""Class folders split by a hash of each file's name: four fifths to learn from, one fifth to measure with.
+"""Class folders split by a hash of each file's name: four fifths to learn from, one fifth to
+measure with.
 
     python benchmarks/photographs/hold_out.py FOLDER OUT
 
-FOLDER has a folder of images for each class and classes.yaml (`cat: {en: cat, zh: 猫}`). Writes OUT/train and OUT/held,
-class folders both, and OUT/labels.txt, the names of the classes in both languages, one in each line.
+FOLDER has a folder of images for each class and classes.yaml (`cat: {en: cat, zh: 猫}`). Writes
+OUT/train and OUT/held, class folders both, and OUT/labels.txt, the names of the classes in both
+languages, one in each line.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ def is_held_out(name: str) -> bool:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("out", type=Path)
     chosen = parser.parse_args()
@@ -39,9 +43,15 @@ def main() -> None:
         counts[part] += 1
     for part in counts:
         shutil.copyfile(chosen.folder / "classes.yaml", chosen.out / part / "classes.yaml")
-    labels = dict.fromkeys(names[name][language] for name in sorted(names) for language in ("en", "zh"))
+    labels = dict.fromkeys(
+        names[name][language] for name in sorted(names) for language in ("en", "zh")
+    )
     (chosen.out / "labels.txt").write_text("\n".join(labels) + "\n", "utf-8")
-    print(", ".join(f"{part} {count:,}" for part, count in sorted(counts.items())), f"{len(labels)} labels", sep=", ")
+    print(
+        ", ".join(f"{part} {count:,}" for part, count in sorted(counts.items())),
+        f"{len(labels)} labels",
+        sep=", ",
+    )
 
 
 if __name__ == "__main__":

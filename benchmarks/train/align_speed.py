@@ -1,10 +1,12 @@
-"""Speed of align compared with open_clip's own trainer: the same model, images, batches, precision and threads.
+"""Speed of align compared with open_clip's own trainer: the same model, images, batches, precision
+and threads.
 
     pip install 'open_clip_torch[training]'
     python benchmarks/train/align_speed.py WORK [--rounds 2] [--steps 50] [--threads 2]
 
-The quick start's student, batches of 128 images with one English caption each, random crops, AdamW, one loading
-process; by turns, each in a process of its own. Images per second, loading included, without the first ten steps.
+The quick start's student, batches of 128 images with one English caption each, random crops,
+AdamW, one loading process; by turns, each in a process of its own. Images per second, loading
+included, without the first ten steps.
 """
 
 from __future__ import annotations
@@ -40,20 +42,39 @@ def ours(start: Path, folder: Path, steps: int, precision: str, threads: int) ->
     """Seconds of a step of `dcclip align`, from its log."""
     sets = [*SETS, f"align.start={start}", f"align.steps={steps}", f"align.precision={precision}"]
     flags = [part for setting in (*sets, f"align.threads={threads}") for part in ("--set", setting)]
-    command = [sys.executable, "-m", "dcclip_cli", "align", str(RECIPE), "--out", str(folder), "-q", *flags]
+    command = [
+        sys.executable,
+        "-m",
+        "dcclip_cli",
+        "align",
+        str(RECIPE),
+        "--out",
+        str(folder),
+        "-q",
+        *flags,
+    ]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    lines = [json.loads(line) for line in (folder / "align/metrics.jsonl").read_text("utf-8").splitlines()]
-    spans = [line for line in lines if line["step"] % 10 == 0][1:]  # of ten steps each, like open_clip's
+    lines = [
+        json.loads(line)
+        for line in (folder / "align/metrics.jsonl").read_text("utf-8").splitlines()
+    ]
+    spans = [line for line in lines if line["step"] % 10 == 0][
+        1:
+    ]  # of ten steps each, like open_clip's
     return statistics.mean(BATCH_SIZE / line["images_per_second"] for line in spans)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("work", type=Path)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--precisions", nargs="+", choices=["fp32", "bf16"], default=["fp32", "bf16"])
+    parser.add_argument(
+        "--precisions", nargs="+", choices=["fp32", "bf16"], default=["fp32", "bf16"]
+    )
     parsed = parser.parse_args()
     root = parsed.work.resolve() / "align-speed"
     shutil.rmtree(root, ignore_errors=True)
@@ -61,10 +82,18 @@ def main() -> None:
     assert recipe.student is not None and recipe.teacher is not None and recipe.data is not None
     table, teacher = open_pairs(str(recipe.data.train)), recipe.teacher.load("cpu")
     start = root / "start"
-    new_student(recipe.student, widths(teacher, ()).embedding, table, "start", 0, recipe.teacher.source, teacher).save(
-        start, {}
+    new_student(
+        recipe.student,
+        widths(teacher, ()).embedding,
+        table,
+        "start",
+        0,
+        recipe.teacher.source,
+        teacher,
+    ).save(start, {})
+    rows = open_clip_trainer.write_rows(
+        root, root / "pictures", table, parsed.steps, BATCH_SIZE, 0, ["en"]
     )
-    rows = open_clip_trainer.write_rows(root, root / "pictures", table, parsed.steps, BATCH_SIZE, 0, ["en"])
     for precision, theirs in (("fp32", "fp32"), ("bf16", "amp_bf16")):
         if precision not in parsed.precisions:
             continue
@@ -72,13 +101,18 @@ def main() -> None:
         for number in range(parsed.rounds):
             folder = root / f"{precision}-{number}"
             measured["dcclip"].append(ours(start, folder, parsed.steps, precision, parsed.threads))
-            open_clip_trainer.train(start, rows, folder, BATCH_SIZE, theirs, 0, threads=parsed.threads)
+            open_clip_trainer.train(
+                start, rows, folder, BATCH_SIZE, theirs, 0, threads=parsed.threads
+            )
             measured["open_clip"].append(open_clip_trainer.seconds_of_a_step(folder))
-            summary = ", ".join(f"{name} {BATCH_SIZE / times[-1]:.0f}" for name, times in measured.items())
+            summary = ", ".join(
+                f"{name} {BATCH_SIZE / times[-1]:.0f}" for name, times in measured.items()
+            )
             print(f"{precision}, round {number + 1}: {summary} images/s", flush=True)
         fastest = {name: BATCH_SIZE / statistics.median(times) for name, times in measured.items()}
         print(
-            f"{precision}: dcclip {fastest['dcclip']:.0f} images/s, open_clip {fastest['open_clip']:.0f}: "
+            f"{precision}: dcclip {fastest['dcclip']:.0f} images/s, open_clip "
+            f"{fastest['open_clip']:.0f}: "
             f"{fastest['dcclip'] / fastest['open_clip']:.2f} x",
             flush=True,
         )

@@ -28,9 +28,11 @@ def write_rows(
     seed: int,
     languages: Sequence[Language],
 ) -> Path:
-    """A CSV for --train-data with a row for each picture of each step, and the pictures as PNGs on white.
+    """A CSV for --train-data with a row for each picture of each step, and the pictures as PNGs on
+    white.
 
-    A row has one caption in one of the languages, both drawn at random, a pair's first caption seven times in ten.
+    A row has one caption in one of the languages, both drawn at random, a pair's first caption
+    seven times in ten.
     """
     files = [pictures.resolve() / f"{number:05}.png" for number in range(len(table))]
     if not files[-1].is_file():
@@ -47,14 +49,28 @@ def write_rows(
             for number, _ in samples:
                 captions = table.captions(languages[random.integers(len(languages))])[number]
                 has_other = len(captions) > 1 and random.random() > 0.7
-                writer.writerow((files[number], captions[1 + random.integers(len(captions) - 1) if has_other else 0]))
+                writer.writerow(
+                    (
+                        files[number],
+                        captions[1 + random.integers(len(captions) - 1) if has_other else 0],
+                    )
+                )
     return path
 
 
 def train(
-    start: Path, rows: Path, folder: Path, batch_size: int, precision: str, seed: int, *more: str, threads: int = 1
+    start: Path,
+    rows: Path,
+    folder: Path,
+    batch_size: int,
+    precision: str,
+    seed: int,
+    *more: str,
+    threads: int = 1,
 ) -> dict[str, Any]:
-    """Train the model directory `start` on all rows once, in `folder`; the weights that it comes to."""
+    """Train the model directory `start` on all rows once, in `folder`; the weights that it comes
+    to.
+    """
     own_parsed = {
         "model": f"local-dir:{start}",
         "train-data": rows,
@@ -76,12 +92,16 @@ def train(
         "name": "run",
     }
     flags = [part for name, value in own_parsed.items() for part in (f"--{name}", str(value))]
-    begin = f"import torch; torch.set_num_threads({threads}); from open_clip_train.main import main; "
+    begin = (
+        f"import torch; torch.set_num_threads({threads}); from open_clip_train.main import main; "
+    )
     with (folder / "log").open("w", encoding="utf-8") as stream:
         command = [sys.executable, "-c", f"{begin}import sys; main(sys.argv[1:])", *flags, *more]
         subprocess.run(command, check=True, stdout=stream, stderr=subprocess.STDOUT)
     checkpoint = folder / "run/checkpoints/epoch_1.pt"
-    weights: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+    weights: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True)[
+        "state_dict"
+    ]
     return weights
 
 

@@ -1,4 +1,6 @@
-"""`dcclip recipe`, `models` and `doctor`: recipe keys, models to name, and facts about this machine."""
+"""`dcclip recipe`, `models` and `doctor`: recipe keys, models to name, and facts about this
+machine.
+"""
 
 import importlib
 import importlib.util
@@ -11,40 +13,56 @@ from typing import Annotated, Any
 
 import typer
 
-from dcclip_cli import machine
 from dcclip_cli.cli import console, flags
-from dcclip_cli.errors import DcclipError, Message, translated
-from dcclip_cli.files import cache_folder, free_bytes
-from dcclip_cli.text import size_in_words
-from dcclip_cli.versions import LIBRARIES, VERSION, extras, versions
+from dcclip_cli.core import machine
+from dcclip_cli.core.errors import DcclipError, Message, translated
+from dcclip_cli.core.files import cache_folder, free_bytes
+from dcclip_cli.core.text import size_in_words
+from dcclip_cli.core.versions import LIBRARIES, VERSION, extras, versions
 
-_NAME, _KIND = Message("name"), Message("kind")
+_NAME = Message("name")
+_KIND = Message("kind")
 _HUB = Message("hf:ORG/NAME, a path")
 _OPEN_CLIP_HUB = Message("open_clip:ARCH/TAG, hf-hub:ORG/NAME, a path")
 _TEACHERS = (
     ("altclip", Message("BAAI/AltCLIP, the paper's"), _HUB),
-    ("transformers", "ChineseCLIP, QA-CLIP, CLIP, SigLIP, SigLIP2, MetaCLIP2, EmbeddingGemma 2", _HUB),
-    ("fgclip2", Message("FG-CLIP2, with its repository's code"), Message("hf:ORG/NAME, a path, --trust-remote-code")),
+    (
+        "transformers",
+        "ChineseCLIP, QA-CLIP, CLIP, SigLIP, SigLIP2, MetaCLIP2, EmbeddingGemma 2",
+        _HUB,
+    ),
+    (
+        "fgclip2",
+        Message("FG-CLIP2, with its repository's code"),
+        Message("hf:ORG/NAME, a path, --trust-remote-code"),
+    ),
     ("open_clip", Message("any open_clip model, any model directory"), _OPEN_CLIP_HUB),
 )
-recipe_app = typer.Typer(no_args_is_help=True, help="Show the allowed keys of recipes, or a recipe with all defaults.")
+recipe_app = typer.Typer(
+    no_args_is_help=True, help="Show the allowed keys of recipes, or a recipe with all defaults."
+)
 
 
 @recipe_app.command()
 def schema() -> None:
     """Print the JSON Schema of recipes, for editors.
 
-    Save it as dcclip.schema.json and start a recipe with: # yaml-language-server: $schema=dcclip.schema.json
+    Save it as dcclip.schema.json and start a recipe with: # yaml-language-server:
+    $schema=dcclip.schema.json
     """
     from dcclip_cli.recipe.schema import Recipe
 
-    console.show_json({"$schema": "https://json-schema.org/draft/2020-12/schema", **Recipe.model_json_schema()})
+    console.show_json(
+        {"$schema": "https://json-schema.org/draft/2020-12/schema", **Recipe.model_json_schema()}
+    )
 
 
 @recipe_app.command()
 def show(recipe: flags.RecipeFile, sets: flags.Sets = None) -> None:
-    """Print a recipe with all default values, except those of your own components, whose code is not imported."""
-    from dcclip_cli.extensions import without_importing
+    """Print a recipe with all default values, except those of your own components, whose code is
+    not imported.
+    """
+    from dcclip_cli.core.extensions import without_importing
     from dcclip_cli.recipe.load import resolved_yaml
 
     with without_importing():
@@ -64,9 +82,13 @@ def models() -> None:
         except DcclipError:
             continue  # a run without a model yet
         inside = model.path.is_relative_to(Path.cwd())
-        rows.append((str(folder), model.kind, os.path.relpath(model.path) if inside else str(model.path)))
+        rows.append(
+            (str(folder), model.kind, os.path.relpath(model.path) if inside else str(model.path))
+        )
     rows.append((STARTER, resolve(STARTER).kind, Message("included in dcclip")))
-    console.show_table(Message("Models found here: --model NAME"), (_NAME, _KIND, Message("model")), rows)
+    console.show_table(
+        Message("Models found here: --model NAME"), (_NAME, _KIND, Message("model")), rows
+    )
     presets = []
     for name, preset in PRESETS.items():
         text = Message("{} layers x {}", preset["text"]["layers"], preset["text"]["width"])
@@ -74,17 +96,51 @@ def models() -> None:
     columns = (Message("preset"), Message("image tower"), Message("text tower"))
     console.show_table(Message("Students: student: {{preset: NAME}}"), columns, presets)
     columns = (_KIND, Message("models"), Message("as --model"))
-    console.show_table(Message("Teachers: teacher: {{kind: KIND, model: NAME}}"), columns, _TEACHERS)
+    console.show_table(
+        Message("Teachers: teacher: {{kind: KIND, model: NAME}}"), columns, _TEACHERS
+    )
 
 
 # Features that decide what is fast here, by their names on Linux and on macOS.
 _FEATURES = {
-    *("avx2", "avx2_0", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8"),
-    *("asimdhp", "asimddp", "i8mm", "bf16", "sve", "FEAT_FP16", "FEAT_DotProd", "FEAT_I8MM", "FEAT_BF16"),
+    *(
+        "avx2",
+        "avx2_0",
+        "avx512f",
+        "avx512_vnni",
+        "avx_vnni",
+        "avx512_bf16",
+        "amx_bf16",
+        "amx_int8",
+    ),
+    *(
+        "asimdhp",
+        "asimddp",
+        "i8mm",
+        "bf16",
+        "sve",
+        "FEAT_FP16",
+        "FEAT_DotProd",
+        "FEAT_I8MM",
+        "FEAT_BF16",
+    ),
 }
 _VARIABLES = (
-    *("DCCLIP_MODEL", "DCCLIP_CACHE", "HF_HOME", "HF_HUB_OFFLINE", "HF_ENDPOINT", "CUDA_VISIBLE_DEVICES"),
-    *("OMP_NUM_THREADS", "GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA"),
+    *(
+        "DCCLIP_MODEL",
+        "DCCLIP_CACHE",
+        "HF_HOME",
+        "HF_HUB_OFFLINE",
+        "HF_ENDPOINT",
+        "CUDA_VISIBLE_DEVICES",
+    ),
+    *(
+        "OMP_NUM_THREADS",
+        "GOMP_SPINCOUNT",
+        "OMP_WAIT_POLICY",
+        "ATEN_CPU_CAPABILITY",
+        "ONEDNN_MAX_CPU_ISA",
+    ),
 )
 _MORE_LIBRARIES = (
     *("torchvision", "accelerate", "safetensors", "onnxruntime-gpu", "onnx", "onnxscript"),
@@ -95,14 +151,18 @@ Facts = dict[str, Any]
 
 
 def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object; sizes are in bytes.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object; sizes are in bytes.")
+    ] = False,
 ) -> None:
     """Show versions, hardware and missing packages, for a bug report."""
     diagnosis = diagnose()
     if as_json:
         return console.show_json(diagnosis)
     rest = {name: value for name, value in diagnosis.items() if name not in _SECTIONS}
-    for title, facts in ({"dcclip": rest} | {name: diagnosis[name] or {} for name in _SECTIONS}).items():
+    for title, facts in (
+        {"dcclip": rest} | {name: diagnosis[name] or {} for name in _SECTIONS}
+    ).items():
         lines = [(name.removesuffix("_bytes"), _text(name, value)) for name, value in facts.items()]
         console.show_fields(title, [line for line in lines if line[1]])
 
@@ -110,7 +170,9 @@ def doctor(
 def _text(name: str, value: Any) -> str:
     """A fact to read; empty for what is unknown or absent."""
     if isinstance(value, dict):
-        return ", ".join(f"{inner} {text}" for inner, field in value.items() if (text := _text(name, field)))
+        return ", ".join(
+            f"{inner} {text}" for inner, field in value.items() if (text := _text(name, field))
+        )
     if isinstance(value, list | tuple):
         return ", ".join(_text(name, item) for item in value) or translated(Message("none"))
     if isinstance(value, bool) or value is None:
@@ -121,10 +183,11 @@ def _text(name: str, value: Any) -> str:
 
 
 def diagnose() -> Facts:
-    """All facts, the same keys on every machine; what is unknown or absent is None. `notes`: what is wrong or slow.
+    """All facts, the same keys on every machine; what is unknown or absent is None. `notes`: what
+    is wrong or slow.
 
-    Nothing names the user: paths start with ~ for the home folder. Imports torch if it is installed, and times two
-    small towers if bf16 is native.
+    Nothing names the user: paths start with ~ for the home folder. Imports torch if it is
+    installed, and times two small towers if bf16 is native.
     """
     from dcclip_cli.model.reference import resolve
 
@@ -132,7 +195,8 @@ def diagnose() -> Facts:
     try:
         model = _shown(resolve().description)
     except DcclipError as error:
-        model, notes["model"] = Message("none"), Message("{}: {}", _shown(error.what), _shown(error.hint))
+        model = Message("none")
+        notes["model"] = Message("{}: {}", _shown(error.what), _shown(error.hint))
     vnni = machine.has_vnni()
     if busy := machine.busy_machine():
         notes["busy machine"] = busy
@@ -140,15 +204,23 @@ def diagnose() -> Facts:
         notes["int8"] = Message("this CPU has no VNNI: int8 is slower")
     onnxruntime = _imported("onnxruntime", notes)
     providers = onnxruntime.get_available_providers() if onnxruntime else None
-    features, quota = machine.cpu_features(), machine.cgroup_quota(Path("/"))
-    memory, cache = machine.memory(), cache_folder()
+    features = machine.cpu_features()
+    quota = machine.cgroup_quota(Path("/"))
+    memory = machine.memory()
+    cache = cache_folder()
     parts = sorted(part for part in cache.iterdir() if part.is_dir()) if cache.is_dir() else []
-    sizes = {part.name: [file.stat().st_size for file in part.rglob("*") if file.is_file()] for part in parts}
+    sizes = {
+        part.name: [file.stat().st_size for file in part.rglob("*") if file.is_file()]
+        for part in parts
+    }
     libraries = dict.fromkeys((*LIBRARIES, *_MORE_LIBRARIES)) | versions(_MORE_LIBRARIES)
     return {
-        "versions": {"dcclip": None, "python": platform.python_version()} | libraries | {"dcclip": VERSION},
+        "versions": {"dcclip": None, "python": platform.python_version()}
+        | libraries
+        | {"dcclip": VERSION},
         "system": platform.platform(),
-        "onnxruntime": providers and [provider.removesuffix("ExecutionProvider") for provider in providers],
+        "onnxruntime": providers
+        and [provider.removesuffix("ExecutionProvider") for provider in providers],
         "int8_vnni": vnni,
         "variables": {name: _shown(os.environ.get(name, "")) or None for name in _VARIABLES},
         "model": model,
@@ -174,7 +246,11 @@ def diagnose() -> Facts:
         "torch": _torch(notes),
         "extras": {
             extra: Message("pip install 'dcclip[{}]' (missing: {})", extra, ", ".join(absent))
-            if (absent := [package for package in packages if importlib.util.find_spec(package) is None])
+            if (
+                absent := [
+                    package for package in packages if importlib.util.find_spec(package) is None
+                ]
+            )
             else Message("installed")
             for extra, packages in extras().items()
         },
@@ -219,12 +295,16 @@ def _torch(notes: dict[str, str]) -> Facts | None:
     try:
         for number in range(torch.cuda.device_count() if has_cuda else 0):
             with torch.cuda.device(number):
-                bf16 = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no bf16"
+                bf16 = (
+                    "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no bf16"
+                )
             gpu = torch.cuda.get_device_properties(number)
-            memory, capability = f"{gpu.total_memory / 1e9:.1f} GB", f"capability {gpu.major}.{gpu.minor}"
+            memory = f"{gpu.total_memory / 1e9:.1f} GB"
+            capability = f"capability {gpu.major}.{gpu.minor}"
             gpus.append(f"{gpu.name}, {memory}, {capability}, {bf16}")
     except RuntimeError as error:  # a GPU that is broken or used exclusively by another process
-        notes["GPU"], usable = str(error).partition("\n")[0], "cpu"
+        notes["GPU"] = str(error).partition("\n")[0]
+        usable = "cpu"
     depthwise = torch.nn.Conv2d(2, 2, 1, groups=2)
     trained = {"inference": None, "training": torch.nn.Module(), "depthwise": depthwise}
     choices = {use: choose_precision("auto", usable, module) for use, module in trained.items()}
@@ -237,5 +317,8 @@ def _torch(notes: dict[str, str]) -> Facts | None:
         "GPU": gpus,
         "MPS": torch.backends.mps.is_available(),
         "newton_schulz": newton_schulz_precision(usable),
-        **{use: Message("{} ({})", choice.precision, choice.reason) for use, choice in choices.items()},
+        **{
+            use: Message("{} ({})", choice.precision, choice.reason)
+            for use, choice in choices.items()
+        },
     }

@@ -7,9 +7,9 @@ from typing import Annotated
 import typer
 
 from dcclip_cli.cli import about, console, eval, make, models, predict, serve, stages
-from dcclip_cli.errors import DcclipError
-from dcclip_cli.machine import set_library_defaults
-from dcclip_cli.versions import VERSION
+from dcclip_cli.core.errors import DcclipError
+from dcclip_cli.core.machine import set_library_defaults
+from dcclip_cli.core.versions import VERSION
 
 app = typer.Typer(
     cls=console.CommandGroup,
@@ -38,13 +38,23 @@ def dcclip(
     try:
         os.getcwd()
     except FileNotFoundError:  # in which torch ends the process
-        raise DcclipError("the working directory no longer exists", "change to an existing directory: cd DIR") from None
+        raise DcclipError(
+            "the working directory no longer exists", "change to an existing directory: cd DIR"
+        ) from None
     set_library_defaults()
 
 
 _PANELS = {
     "Make a model from a recipe": (
-        *(make.fit, make.new, stages.run, stages.collect, stages.index, stages.distill, stages.align),
+        *(
+            make.fit,
+            make.new,
+            stages.run,
+            stages.collect,
+            stages.index,
+            stages.distill,
+            stages.align,
+        ),
         *(eval.eval, eval.compare, stages.export, models.trim),
     ),
     "Use a model": (

@@ -7,8 +7,8 @@ from functools import cache
 from itertools import accumulate
 from typing import Any
 
-from dcclip_cli.errors import DOMAIN, FIELD, LOCALES, Message, translated
-from dcclip_cli.text import rows
+from dcclip_cli.core.errors import DOMAIN, FIELD, LOCALES, Message, translated
+from dcclip_cli.core.text import rows
 
 _USAGE = Message("Usage: ")
 _HELP = Message("Show this message and exit.")
@@ -83,7 +83,9 @@ def _translate(command: Any) -> None:
 
 @cache  # once: every call would wrap it again
 def _wrap_chinese() -> None:
-    """Let rich break lines between Chinese characters; it does so at white space only, and cuts what is longer."""
+    """Let rich break lines between Chinese characters; it does so at white space only, and cuts
+    what is longer.
+    """
     from rich.containers import Lines
     from rich.text import Text
 
@@ -92,7 +94,10 @@ def _wrap_chinese() -> None:
     def wrap(self: Text, console: Any, width: int, **options: Any) -> Lines:
         if not _CHINESE.search(self.plain):
             return usual(self, console, width, **options)
-        lines = ((line, accumulate(map(len, rows(line.plain, width)))) for line in self.split(allow_blank=True))
+        lines = (
+            (line, accumulate(map(len, rows(line.plain, width))))
+            for line in self.split(allow_blank=True)
+        )
         parts = [part for line, ends in lines for part in line.divide([*ends][:-1])]
         for part in parts:
             part.rstrip()
@@ -113,7 +118,11 @@ def _template_of(text: str) -> Message | str:
     """A text of Typer as a Message with its template; the text itself if that is not known."""
     for message in _ERRORS:
         parts = enumerate(FIELD.split(message))
-        pattern = "".join(f"(?P<{part}>.+?)" if number % 2 else re.escape(part) for number, part in parts)
+        pattern = "".join(
+            f"(?P<{part}>.+?)" if number % 2 else re.escape(part) for number, part in parts
+        )
         if match := re.fullmatch(pattern, text, re.DOTALL):
-            return Message(message, **{name: _template_of(value) for name, value in match.groupdict().items()})
+            return Message(
+                message, **{name: _template_of(value) for name, value in match.groupdict().items()}
+            )
     return text

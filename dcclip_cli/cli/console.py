@@ -1,4 +1,6 @@
-"""Terminal output: data on stdout, messages and progress on stderr, exceptions as `error:` and `hint:` lines."""
+"""Terminal output: data on stdout, messages and progress on stderr, exceptions as `error:` and
+`hint:` lines.
+"""
 
 import json
 import logging
@@ -17,28 +19,35 @@ from typing import Any, NoReturn, TypeVar
 
 import typer
 
-from dcclip_cli.errors import AgainError, DcclipError, Message, language, translated
-from dcclip_cli.files import atomic_write, cache_folder
-from dcclip_cli.machine import ERROR_FILE, is_first_process, is_launched
-from dcclip_cli.processes import AGAIN, asked, ignore_signals
-from dcclip_cli.progress import Progress, Silent, stderr_progress
-from dcclip_cli.text import filled, printable, rows
-from dcclip_cli.versions import extras
+from dcclip_cli.core.errors import AgainError, DcclipError, Message, language, translated
+from dcclip_cli.core.files import atomic_write, cache_folder
+from dcclip_cli.core.machine import ERROR_FILE, is_first_process, is_launched
+from dcclip_cli.core.processes import AGAIN, asked, ignore_signals
+from dcclip_cli.core.progress import Progress, Silent, stderr_progress
+from dcclip_cli.core.text import filled, printable, rows
+from dcclip_cli.core.versions import extras
 
 Item = TypeVar("Item")
 _STDOUT = "stdout"
-_USAGE_ERROR: type[Any] = typer.BadParameter.__mro__[1]  # the base of all usage errors, which Typer does not export
+_USAGE_ERROR: type[Any] = typer.BadParameter.__mro__[
+    1
+]  # the base of all usage errors, which Typer does not export
 _OF_TYPER = "Value error, "  # before what its parsers say
 _WIDTH = 200  # of output that is no terminal
 _NAME_WIDTH = 17  # of a field's name, with blanks on both sides
 
 _MOST_LINES = 50  # of one error
 _NUMBER = re.compile("[-+]?[0-9]")
-_RED, _YELLOW, _CYAN = 31, 33, 36  # ANSI colours
+# ANSI colours
+_RED = 31
+_YELLOW = 33
+_CYAN = 36
 
 
 class CommandGroup(typer.core.TyperGroup):
-    """Commands whose user errors are printed as `error:` and `hint:` lines; any other exception keeps its traceback."""
+    """Commands whose user errors are printed as `error:` and `hint:` lines; any other exception
+    keeps its traceback.
+    """
 
     def make_context(self, *arguments: Any, **options: Any) -> Any:
         if language() == "zh":
@@ -47,18 +56,32 @@ class CommandGroup(typer.core.TyperGroup):
             speak_chinese(self)
         else:
             for command in self.commands.values():
-                command.help = re.sub(r"(?<![.:\n])\n(?!\n)", " ", command.help or "")  # Typer keeps line breaks
+                command.help = re.sub(
+                    r"(?<![.:\n])\n(?!\n)", " ", command.help or ""
+                )  # Typer keeps line breaks
         with _usage_errors():
             return super().make_context(*arguments, **options)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         for before, argument in pairwise(args):
             if argument == "" or (argument.startswith("--") and argument.endswith("=")):
-                name = argument.rstrip("=") or (before if before.startswith("-") else Message("an argument"))
-                _fail(DcclipError("{} is empty", "set the shell variable that it comes from, or omit it", name))
-        joined: list[str] = []  # `--seeds 0 1 2`, of which a parser takes one value, as `--seeds 0,1,2`
+                name = argument.rstrip("=") or (
+                    before if before.startswith("-") else Message("an argument")
+                )
+                _fail(
+                    DcclipError(
+                        "{} is empty", "set the shell variable that it comes from, or omit it", name
+                    )
+                )
+        joined: list[
+            str
+        ] = []  # `--seeds 0 1 2`, of which a parser takes one value, as `--seeds 0,1,2`
         for argument in args:
-            if argument.isdecimal() and joined[-2:-1] == ["--seeds"] and joined[-1].replace(",", "").isdecimal():
+            if (
+                argument.isdecimal()
+                and joined[-2:-1] == ["--seeds"]
+                and joined[-1].replace(",", "").isdecimal()
+            ):
                 joined[-1] += f",{argument}"
             else:
                 joined.append(argument)
@@ -73,8 +96,11 @@ class CommandGroup(typer.core.TyperGroup):
                     flush()
         except BaseException as error:
             if is_launched():
-                ignore_signals()  # of the launcher, once another process has failed: destructors would print them
-            if isinstance(error, KeyboardInterrupt) or asked():  # any other error is then a consequence
+                # of the launcher, once another process has failed: destructors would print them
+                ignore_signals()
+            if (
+                isinstance(error, KeyboardInterrupt) or asked()
+            ):  # any other error is then a consequence
                 if is_first_process() and not is_launched():
                     saved = isinstance(error, KeyboardInterrupt) and error.args
                     _label(Message("stopped: "), saved[0] if saved else AGAIN, _YELLOW)
@@ -82,7 +108,9 @@ class CommandGroup(typer.core.TyperGroup):
             if isinstance(error, DcclipError):
                 mistake = error
             elif isinstance(error, OSError) and error.filename == _STDOUT:
-                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that the interpreter does not fail to write it again
+                os.dup2(
+                    os.open(os.devnull, os.O_WRONLY), 1
+                )  # so that the interpreter does not fail to write it again
                 if isinstance(error, BrokenPipeError):  # nobody reads it any more
                     raise
                 hint = Message("redirect the output to a file on another disk: > FILE")
@@ -95,9 +123,15 @@ class CommandGroup(typer.core.TyperGroup):
                 explanation = explained(error)
                 if isinstance(error, ModuleNotFoundError):
                     package = (error.name or "").partition(".")[0]
-                    problem = Message("the command needs the package {}, which is not installed", package)
+                    problem = Message(
+                        "the command needs the package {}, which is not installed", package
+                    )
                     names = [extra for extra, packages in extras().items() if package in packages]
-                    explanation = DcclipError(problem, Message("pip install 'dcclip[{}]'", names[0])) if names else None
+                    explanation = (
+                        DcclipError(problem, Message("pip install 'dcclip[{}]'", names[0]))
+                        if names
+                        else None
+                    )
                 if explanation is None and is_launched():
                     explanation = DcclipError("".join(traceback.format_exception(error)), "")
                 if explanation is None:
@@ -112,7 +146,9 @@ def _usage_errors(context: Any = None) -> Iterator[None]:
     try:
         yield
     except _USAGE_ERROR as error:
-        if error.ctx is None and context and (name := context.invoked_subcommand):  # as of the parser's own errors
+        if (
+            error.ctx is None and context and (name := context.invoked_subcommand)
+        ):  # as of the parser's own errors
             error.ctx = type(context)(context.command.get_command(context, name), context, name)
         if error.message.startswith(_OF_TYPER):
             error.message = error.message.removeprefix(_OF_TYPER)
@@ -124,10 +160,18 @@ def _usage_errors(context: Any = None) -> Iterator[None]:
 
 
 def _fail(mistake: DcclipError) -> NoReturn:
-    """Print an error with its hint, or report both where another command started this process, and exit with 1."""
+    """Print an error with its hint, or report both where another command started this process, and
+    exit with 1.
+    """
     if report := os.environ.get("TORCHELASTIC_ERROR_FILE" if is_launched() else ERROR_FILE):
-        content = {"message": translated(mistake.what), "hint": translated(mistake.hint), "time": time.time()}
-        Path(report).write_text(json.dumps(content | {"again": isinstance(mistake, AgainError)}), "utf-8")
+        content = {
+            "message": translated(mistake.what),
+            "hint": translated(mistake.hint),
+            "time": time.time(),
+        }
+        Path(report).write_text(
+            json.dumps(content | {"again": isinstance(mistake, AgainError)}), "utf-8"
+        )
     if is_launched():
         raise typer.Exit(1)
     lines = translated(mistake.what).split("\n")
@@ -140,10 +184,16 @@ def _fail(mistake: DcclipError) -> NoReturn:
 
 
 def as_json(value: Any, indent: int | None = None) -> str:
-    """A value as JSON, Chinese readable where stdout can encode it, control characters as `\\u001b`."""
+    """A value as JSON, Chinese readable where stdout can encode it, control characters as
+    `\\u001b`.
+    """
     ascii_only = not (sys.stdout.encoding or "utf-8").lower().startswith("utf")
     text = json.dumps(value, ensure_ascii=ascii_only, indent=indent)
-    return re.sub("[\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]", lambda match: f"\\u{ord(match[0]):04x}", text)
+    return re.sub(
+        "[\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]",
+        lambda match: f"\\u{ord(match[0]):04x}",
+        text,
+    )
 
 
 def error_line(line: str) -> None:
@@ -161,9 +211,11 @@ def hint_line(line: str) -> None:
 
 
 class ErrorLines:
-    """Errors of single files: an `error:` line for each, when it is met, and in the end one `hint:` line per hint.
+    """Errors of single files: an `error:` line for each, when it is met, and in the end one
+    `hint:` line per hint.
 
-    Errors of files in folders among the user's `arguments` are in a file, and counted in one `warning:` line.
+    Errors of files in folders among the user's `arguments` are in a file, and counted in one
+    `warning:` line.
     """
 
     def __init__(self, arguments: Sequence[str] = ()) -> None:
@@ -182,13 +234,17 @@ class ErrorLines:
         self._hints.setdefault(hint, []).append(name)
 
     def end(self, count: int | None = None) -> None:
-        """Print the hints, and exit with 1 if there were `error:` lines, or errors of all of `count` files."""
+        """Print the hints, and exit with 1 if there were `error:` lines, or errors of all of
+        `count` files.
+        """
         if self._listed:
             file = cache_folder() / "unreadable.txt"
             atomic_write(file, "".join(f"{line}\n" for line in self._listed))
             if len(self._listed) == count:
                 _fail(DcclipError("no image could be read", "see the reasons in {}", file))
-            warning_line(Message("{:,} images cannot be read; reasons: {}", len(self._listed), file))
+            warning_line(
+                Message("{:,} images cannot be read; reasons: {}", len(self._listed), file)
+            )
         for hint, names in self._hints.items():
             rest = Message(" and {:,} more", len(names) - 1) if len(names) > 1 else ""
             hint_line(Message("{} ({}{})", hint, names[0], rest))
@@ -203,34 +259,53 @@ def info_line(line: str) -> None:
 
 
 def _label(label: str, line: str, colour: int) -> None:
-    """Print a line on stderr in the user's language, its label coloured in a terminal, control characters escaped."""
-    label, line = translated(label), printable(translated(line))
+    """Print a line on stderr in the user's language, its label coloured in a terminal, control
+    characters escaped.
+    """
+    label = translated(label)
+    line = printable(translated(line))
     if sys.stderr.isatty():
-        line = filled(label + line, os.get_terminal_size(sys.stderr.fileno()).columns or 80)[len(label) :]
+        line = filled(label + line, os.get_terminal_size(sys.stderr.fileno()).columns or 80)[
+            len(label) :
+        ]
         label = f"\033[1;{colour}m{label}\033[0m"
     sys.stderr.write(f"{label}{line}\n")
 
 
 def talk(quiet: bool = False, verbose: bool = False) -> Progress:
-    """Progress on stderr, silent if `quiet` and in all processes of a run but the first; library logs if `verbose`."""
-    logging.basicConfig(level=logging.INFO if verbose else logging.ERROR, stream=sys.stderr, force=True)
+    """Progress on stderr, silent if `quiet` and in all processes of a run but the first; library
+    logs if `verbose`.
+    """
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.ERROR, stream=sys.stderr, force=True
+    )
     if not verbose:
         warnings.simplefilter("ignore")
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     silent = quiet or not is_first_process()
     if silent or not sys.stderr.isatty():
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # bars of downloads would flood a log
+        os.environ.setdefault(
+            "HF_HUB_DISABLE_PROGRESS_BARS", "1"
+        )  # bars of downloads would flood a log
     return Silent() if silent else stderr_progress()
 
 
 def has_screen() -> bool:
-    """Whether a browser can be opened for the user: a terminal with a display, not ssh, not a container."""
-    drawn = sys.platform in ("darwin", "win32") or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY")))
+    """Whether a browser can be opened for the user: a terminal with a display, not ssh, not a
+    container.
+    """
+    drawn = sys.platform in ("darwin", "win32") or any(
+        map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY"))
+    )
     return drawn and sys.stdout.isatty()
 
 
-def counted(talk: Progress, name: str, items: Iterable[Item], total: int, at_once: bool = False) -> Iterator[Item]:
-    """The items, with progress; without a bar if each item is printed `at_once` on the same terminal."""
+def counted(
+    talk: Progress, name: str, items: Iterable[Item], total: int, at_once: bool = False
+) -> Iterator[Item]:
+    """The items, with progress; without a bar if each item is printed `at_once` on the same
+    terminal.
+    """
     with (Silent() if at_once and sys.stdout.isatty() else talk).task(name, total) as task:
         for item in items:
             yield item
@@ -238,7 +313,9 @@ def counted(talk: Progress, name: str, items: Iterable[Item], total: int, at_onc
 
 
 def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a table on stdout, columns of numbers aligned right; in one of numbers alone, only the names wrap."""
+    """Print a table on stdout, columns of numbers aligned right; in one of numbers alone, only the
+    names wrap.
+    """
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -250,8 +327,11 @@ def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]
     numbers = [all(map(_NUMBER.match, filter(None, cells))) for cells in zip(*lines, strict=True)]
     numbers = numbers or [True] * len(columns)
     for number, column in enumerate(map(translated, columns)):
-        right, no_wrap = number and numbers[number], number if all(numbers[1:]) else not number
-        table.add_column(column, justify="right" if right else "left", overflow="fold", no_wrap=bool(no_wrap))
+        right = number and numbers[number]
+        no_wrap = number if all(numbers[1:]) else not number
+        table.add_column(
+            column, justify="right" if right else "left", overflow="fold", no_wrap=bool(no_wrap)
+        )
     for row in lines:
         table.add_row(*(Text(printable(translated(cell))) for cell in row))
     with printing():
@@ -262,7 +342,9 @@ def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]
 
 
 def show_fields(title: str, fields: Iterable[tuple[str, str]]) -> None:
-    """Print names and values on stdout under a title; the values of all such blocks start in one column."""
+    """Print names and values on stdout under a title; the values of all such blocks start in one
+    column.
+    """
     from rich.cells import set_cell_size
     from rich.console import Console
 
@@ -271,7 +353,9 @@ def show_fields(title: str, fields: Iterable[tuple[str, str]]) -> None:
         console.print(translated(title), style="bold", markup=False, soft_wrap=True)
         for name, value in fields:
             lines = translated(value).split("\n")
-            for number, row in enumerate(row for line in lines for row in rows(line, console.width - _NAME_WIDTH)):
+            for number, row in enumerate(
+                row for line in lines for row in rows(line, console.width - _NAME_WIDTH)
+            ):
                 label = set_cell_size("" if number else f"  {translated(name)}", _NAME_WIDTH)
                 console.print(label + row.rstrip(), markup=False, emoji=False)
 

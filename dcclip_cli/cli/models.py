@@ -6,12 +6,17 @@ from typing import Annotated
 from typer import Argument, Option
 
 from dcclip_cli.cli import console, flags
-from dcclip_cli.errors import Message
-from dcclip_cli.text import split
+from dcclip_cli.core.errors import Message
+from dcclip_cli.core.text import split
 
-_FOLDER = "Folder with one folder of images per label; images in a folder named none or 其他 belong to no label."
+_FOLDER = (
+    "Folder with one folder of images per label; images in a folder named none or 其他 "
+    "belong to no label."
+)
 _FILE = Option(
-    "--out", metavar="FILE", help="File for the thresholds. Default: thresholds.json in the model directory."
+    "--out",
+    metavar="FILE",
+    help="File for the thresholds. Default: thresholds.json in the model directory.",
 )
 
 
@@ -27,30 +32,42 @@ def calibrate(
 ) -> None:
     """Find a threshold for each label from labelled images, for `predict --multi-label`.
 
-    The name of a folder is the label of its images; classes.yaml can define labels in Chinese and English. The
-    thresholds maximize F1 over all images and labels. An image below every threshold gets no label.
+    The name of a folder is the label of its images; classes.yaml can define labels in Chinese and
+    English. The thresholds maximize F1 over all images and labels. An image below every threshold
+    gets no label.
     """
-    from dcclip_cli.inference import calibrate as inference
+    from dcclip_cli.photos import calibrate as inference
 
     talk = console.talk(quiet, verbose)
-    result = inference.calibrate(folder, model=model, out=out, device=device, threads=threads, progress=talk)
+    result = inference.calibrate(
+        folder, model=model, out=out, device=device, threads=threads, progress=talk
+    )
     if as_json:
         console.show_json([vars(label) for label in result.thresholds])
     else:
-        rows = [(row.label, f"{row.threshold:.3f}", f"{row.f1:.3f}", str(row.pictures)) for row in result.thresholds]
+        rows = [
+            (row.label, f"{row.threshold:.3f}", f"{row.f1:.3f}", str(row.pictures))
+            for row in result.thresholds
+        ]
         headings = (Message("label"), Message("threshold"), "F1", Message("pictures"))
         console.show_table(Message("thresholds in {}", result.file), headings, rows)
 
 
-_MOST_TEXTS, _MOST_BYTES = 1_000_000, 200_000_000
+_MOST_TEXTS = 1_000_000
+_MOST_BYTES = 200_000_000
 _NAMED = 8  # texts
-_SOURCE = Argument(metavar="MODEL", help="Model directory (any format), run, hf:ORG/NAME or hf-hub:ORG/NAME.")
+_SOURCE = Argument(
+    metavar="MODEL", help="Model directory (any format), run, hf:ORG/NAME or hf-hub:ORG/NAME."
+)
 _LANGUAGES = Option("--languages", metavar="zh,en", help="Languages to keep.")
-_TRIMMED = Option("--out", metavar="DIR", help="Directory for the trimmed model. Default: NAME-zh-en.")
+_TRIMMED = Option(
+    "--out", metavar="DIR", help="Directory for the trimmed model. Default: NAME-zh-en."
+)
 _TEXTS = Option(
     "--texts",
     metavar="FILE",
-    help="File with texts, one per line: keep only the tokens of these texts and of dcclip's class names, and all "
+    help="File with texts, one per line: keep only the tokens of these texts and of "
+    "dcclip's class names, and all "
     "single characters. Default: all tokens in the languages' scripts.",
 )
 
@@ -65,10 +82,10 @@ def trim(
 ) -> None:
     """Trim a multilingual model's vocabulary to the languages that you need.
 
-    Writes a model directory in the format of the original, and prints sizes and path. All other weights are unchanged.
-    The model needs a tokenizer.json of XLM-R's kind (Unigram), as AltCLIP has.
-    The command compares both models on texts in both languages, and fails if an embedding changes though all tokens of
-    its text are kept. It counts and lists the texts that lose tokens.
+    Writes a model directory in the format of the original, and prints sizes and path. All other
+    weights are unchanged. The model needs a tokenizer.json of XLM-R's kind (Unigram), as AltCLIP
+    has. The command compares both models on texts in both languages, and fails if an embedding
+    changes though all tokens of its text are kept. It counts and lists the texts that lose tokens.
     """
     from dcclip_cli import api
 
@@ -77,13 +94,30 @@ def trim(
     result = api.trim(model, languages=split(languages), out=out, texts=lines, progress=talk)
     rows = [
         (Message("tokens"), f"{result.pieces_before:,}", f"{result.pieces:,}"),
-        (Message("parameters"), f"{result.parameters_before / 1e6:.2f} M", f"{result.parameters / 1e6:.2f} M"),
-        (Message("share"), "100 %", f"{result.parameters / result.parameters_before:.0%}".replace("%", " %")),
+        (
+            Message("parameters"),
+            f"{result.parameters_before / 1e6:.2f} M",
+            f"{result.parameters / 1e6:.2f} M",
+        ),
+        (
+            Message("share"),
+            "100 %",
+            f"{result.parameters / result.parameters_before:.0%}".replace("%", " %"),
+        ),
     ]
     console.show_table(str(result.folder), ("", Message("before"), Message("after")), rows)
-    same = Message("largest difference of {} embeddings: {:.1g}", result.compared, result.difference)
+    same = Message(
+        "largest difference of {} embeddings: {:.1g}", result.compared, result.difference
+    )
     share = f"{len(result.split) / max(1, result.texts):.1%}".replace("%", " %")
-    talk.say(Message("{:,} texts compared, {} are tokenized differently than before; {}", result.texts, share, same))
+    talk.say(
+        Message(
+            "{:,} texts compared, {} are tokenized differently than before; {}",
+            result.texts,
+            share,
+            same,
+        )
+    )
     for text in result.split[:_NAMED]:
         talk.say(Message("warning: this text loses a token: {}", text))
     if len(result.split) > _NAMED:
@@ -92,14 +126,24 @@ def trim(
 
 
 _MODEL = Argument(
-    metavar="MODEL", help="Recipe, run, model directory or export. A run includes its results and export."
+    metavar="MODEL",
+    help="Recipe, run, model directory or export. A run includes its results and export.",
 )
-_REPOSITORY = Argument(metavar="ORG/NAME", help="Repository on the hub; created if it does not exist.")
-_LICENSE = Option("--license", metavar="ID", help="Hub license id, such as apache-2.0. Default: from the model card.")
-_BUNDLE = Option(metavar="DIR", help="Export to upload with the model. Repeatable. Default: the run's exports.")
+_REPOSITORY = Argument(
+    metavar="ORG/NAME", help="Repository on the hub; created if it does not exist."
+)
+_LICENSE = Option(
+    "--license",
+    metavar="ID",
+    help="Hub license id, such as apache-2.0. Default: from the model card.",
+)
+_BUNDLE = Option(
+    metavar="DIR", help="Export to upload with the model. Repeatable. Default: the run's exports."
+)
 _DATA = Option(
     metavar="DIR",
-    help="Output of collect that the model was trained on, for the model card. Repeatable. Default: from the run.",
+    help="Output of collect that the model was trained on, for the model card. "
+    "Repeatable. Default: from the run.",
 )
 _PRIVATE = Option("--private", help="Create a private repository.")
 _PULL_REQUEST = Option("--pull-request", help="Open a pull request in an existing repository.")
@@ -122,16 +166,28 @@ def push(
 ) -> None:
     """Upload a model to the Hugging Face Hub, for --model hf-hub:ORG/NAME and open_clip.
 
-    Uploads the model, its exports, and a card with license, results and data. Without --yes, prints the files and the
-    card, and sends nothing. Log in with: hf auth login. Prints the address.
+    Uploads the model, its exports, and a card with license, results and data. Without --yes,
+    prints the files and the card, and sends nothing. Log in with: hf auth login. Prints the
+    address.
     """
     talk = console.talk(quiet, verbose)
 
     from dcclip_cli import api
 
-    flags_given = {"private": private, "pull_request": pull_request, "overwrite": overwrite, "yes": yes}
+    flags_given = {
+        "private": private,
+        "pull_request": pull_request,
+        "overwrite": overwrite,
+        "yes": yes,
+    }
     done = api.push(
-        model, repository, license=license, bundles=bundle or (), data=data or (), progress=talk, **flags_given
+        model,
+        repository,
+        license=license,
+        bundles=bundle or (),
+        data=data or (),
+        progress=talk,
+        **flags_given,
     )
     for note in done.plan.notes:
         talk.say(note)
@@ -147,7 +203,12 @@ def push(
         console.show("")
         console.show(done.plan.card.rstrip("\n"))
         if private:
-            talk.say(Message("{} will be private if it is new; if it exists and is public, --yes fails", repository))
+            talk.say(
+                Message(
+                    "{} will be private if it is new; if it exists and is public, --yes fails",
+                    repository,
+                )
+            )
         return talk.say(Message("dry run: nothing was sent; add --yes to upload"))
     unchanged = len(done.plan.files) - done.changed
     talk.say(

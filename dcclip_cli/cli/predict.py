@@ -1,4 +1,6 @@
-"""`dcclip predict`, `search`, `embed` and `bench`: labels, searches and embeddings of images, and what models take."""
+"""`dcclip predict`, `search`, `embed` and `bench`: labels, searches and embeddings of images, and
+what models take.
+"""
 
 from __future__ import annotations
 
@@ -16,22 +18,28 @@ from typer import Argument, Option
 
 from dcclip_cli.cli import console, flags
 from dcclip_cli.cli.console import as_json
-from dcclip_cli.errors import DcclipError, Message, translated
-from dcclip_cli.files import atomic_file
-from dcclip_cli.machine import busy_machine
-from dcclip_cli.text import language_by_script, printable, size_in_words, split
+from dcclip_cli.core.errors import DcclipError, Message, translated
+from dcclip_cli.core.files import atomic_file
+from dcclip_cli.core.machine import busy_machine
+from dcclip_cli.core.text import language_by_script, printable, size_in_words, split
 
 if TYPE_CHECKING:
+    from dcclip_cli.core.progress import Progress
     from dcclip_cli.inference.encoder import Encoder
     from dcclip_cli.inference.model import Prediction
     from dcclip_cli.inference.zero_shot import Labels
-    from dcclip_cli.progress import Progress
 
-_MOST_LABELS, _MOST_LABELS_BYTES = 100_000, 10_000_000
+_MOST_LABELS = 100_000
+_MOST_LABELS_BYTES = 10_000_000
 _Form = Literal["json", "jsonl", "csv"]
 _MIN_UNFIT = 0.5  # of the images that fit no label, for a hint
-_MOST_TEXTS, _MOST_TEXTS_BYTES = 1_000_000, 100_000_000
-LABELS = Option("--labels", metavar="猫,dog", help="Labels in Chinese, English or both, separated by , ， or 、.")
+_MOST_TEXTS = 1_000_000
+_MOST_TEXTS_BYTES = 100_000_000
+LABELS = Option(
+    "--labels",
+    metavar="猫,dog",
+    help="Labels in Chinese, English or both, separated by , ， or 、.",
+)
 LABELS_FILE = Option("--labels-file", metavar="FILE", help="File with more labels, one per line.")
 _TEMPLATE = Option(
     "--template",
@@ -39,8 +47,12 @@ _TEMPLATE = Option(
     callback=flags.texts,
     help="Prompt template, used for labels in the same script; {} is the label. Repeatable.",
 )
-_MULTI_LABEL = Option("--multi-label", help="Score each label independently: none, one or several may fit.")
-_THRESHOLD = Option("--threshold", min=0, max=1, help="Show only labels with at least this probability.")
+_MULTI_LABEL = Option(
+    "--multi-label", help="Score each label independently: none, one or several may fit."
+)
+_THRESHOLD = Option(
+    "--threshold", min=0, max=1, help="Show only labels with at least this probability."
+)
 _THRESHOLDS = Option(
     "--thresholds",
     metavar="FILE",
@@ -49,7 +61,8 @@ _THRESHOLDS = Option(
 _JSON_LINES = Option("--jsonl", help="Print one JSON object per line, as each image is classified.")
 _AS_CSV = Option(
     "--csv",
-    help="Print CSV: image, label, probability. Cells that look like a formula are prefixed with an apostrophe.",
+    help="Print CSV: image, label, probability. Cells that look like a formula are "
+    "prefixed with an apostrophe.",
 )
 _CSV_FILE = Option(
     "--out",
@@ -59,16 +72,22 @@ _CSV_FILE = Option(
 
 _XMP = Option(
     "--xmp",
-    help="Also write the labels as tags into XMP sidecar files, for photo apps: those with a probability of at least "
+    help="Also write the labels as tags into XMP sidecar files, for photo apps: those "
+    "with a probability of at least "
     "--threshold, by default 0.5.",
 )
 _UNDO = Option("--undo", help="With --xmp, without labels: remove the tags that --xmp wrote.")
 
 _BENCH_IMAGES = Option(
-    "--images", metavar="PATH", help="File, folder or glob of images for the throughput measurement. Repeatable."
+    "--images",
+    metavar="PATH",
+    help="File, folder or glob of images for the throughput measurement. Repeatable.",
 )
 _BENCH_THREADS = Option(
-    "--threads", min=1, callback=flags.at_a_time, help="CPU threads for the throughput measurement. Default: all cores."
+    "--threads",
+    min=1,
+    callback=flags.at_a_time,
+    help="CPU threads for the throughput measurement. Default: all cores.",
 )
 
 
@@ -78,7 +97,9 @@ def predict(
     labels_file: Annotated[Path | None, LABELS_FILE] = None,
     model: flags.Model = None,
     template: Annotated[list[str] | None, _TEMPLATE] = None,
-    no_template: Annotated[bool, Option("--no-template", help="Use the labels without a prompt template.")] = False,
+    no_template: Annotated[
+        bool, Option("--no-template", help="Use the labels without a prompt template.")
+    ] = False,
     multi_label: Annotated[bool, _MULTI_LABEL] = False,
     top_k: Annotated[int, Option("--top-k", min=1, help="Number of labels to show per image.")] = 5,
     threshold: Annotated[float, _THRESHOLD] = 0.0,
@@ -97,10 +118,11 @@ def predict(
 ) -> None:
     """Classify images zero-shot: probabilities of the given labels.
 
-    The probabilities of an image sum to 1, except with --multi-label. An export bundle needs no torch.
-    --xmp never changes an image: the tags are in IMAGE.jpg.xmp, or in IMAGE.xmp if that exists, next to other tags.
-    Exit code 1 if a named image, or every image, cannot be read, or a sidecar file cannot be written; the others are
-    still shown. Unreadable images in folders are counted, and listed in a file.
+    The probabilities of an image sum to 1, except with --multi-label. An export bundle needs no
+    torch. --xmp never changes an image: the tags are in IMAGE.jpg.xmp, or in IMAGE.xmp if that
+    exists, next to other tags. Exit code 1 if a named image, or every image, cannot be read, or a
+    sidecar file cannot be written; the others are still shown. Unreadable images in folders are
+    counted, and listed in a file.
     """
     talk = console.talk(quiet, verbose)
     form: _Form | None = "json" if as_json else "jsonl" if as_jsonl else "csv" if as_csv else None
@@ -114,15 +136,21 @@ def predict(
         Message("--thresholds needs --multi-label, no templates and no --threshold"): thresholds and not is_calibrated,
     })  # fmt: skip
     flags.out(out, folder=False)
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's idle threads take a fifth of a cold start's CPU time
+    os.environ.setdefault(
+        "OPENBLAS_NUM_THREADS", "1"
+    )  # numpy's idle threads take a fifth of a cold start's CPU time
 
     from dcclip_cli.inference import model as inference
-    from dcclip_cli.inference.files import open_encoder
+    from dcclip_cli.inference.model import open_encoder
     from dcclip_cli.inference.zero_shot import Labels, unknown_of
 
     if undo:
         photos = map(inference.Prediction, _find_images("predict", images, exclude, talk))
-        errors = {str(photo.image): photo.error for photo in _tagged(photos, None, (), talk) if photo.error}
+        errors = {
+            str(photo.image): photo.error
+            for photo in _tagged(photos, None, (), talk)
+            if photo.error
+        }
         return _show_errors(errors, ())
     names = _class_names(labels, labels_file, talk)
     paths = _find_images("predict", images, exclude, talk)
@@ -131,13 +159,17 @@ def predict(
     encoder = open_encoder(model, device, threads, talk)
     ready = Labels(encoder, names, [] if no_template else template or None, multi_label, talk)
     default = threshold or (0.5 if xmp else 0.0)
-    least = _thresholds(thresholds, model, encoder, names, default, talk) if is_calibrated else default
+    least = (
+        _thresholds(thresholds, model, encoder, names, default, talk) if is_calibrated else default
+    )
     predictions = inference.predict(encoder, ready, paths, top_k, least)
     if xmp:
         doubtful = [name for name in names if any(word in name for word in ready.unknown)]
         untagged = {name for name in doubtful if unknown_of(encoder, [name])}
         predictions = _tagged(predictions, names, untagged, talk)
-    unread = console.ErrorLines(() if xmp else images)  # a sidecar that cannot be written is an error
+    unread = console.ErrorLines(
+        () if xmp else images
+    )  # a sidecar that cannot be written is an error
     _show(predictions, len(paths), ready, form, out, unread, talk)
 
 
@@ -148,12 +180,22 @@ def _class_names(labels: str, file: Path | None, talk: Progress) -> list[str]:
     if not names:
         raise DcclipError("no labels given", "give labels, for example: --labels 猫,dog")
     if len(names) < len(repeated):
-        talk.say(Message("predict: {:,} labels; {:,} duplicates are ignored", len(names), len(repeated) - len(names)))
+        talk.say(
+            Message(
+                "predict: {:,} labels; {:,} duplicates are ignored",
+                len(names),
+                len(repeated) - len(names),
+            )
+        )
     return names
 
 
-def _find_images(command: str, images: Sequence[str], exclude: Sequence[str] | None, talk: Progress) -> list[Path]:
-    """The image files that the arguments mean; the command says which other pictures and videos it skips."""
+def _find_images(
+    command: str, images: Sequence[str], exclude: Sequence[str] | None, talk: Progress
+) -> list[Path]:
+    """The image files that the arguments mean; the command says which other pictures and videos it
+    skips.
+    """
     from dcclip_cli.inference.images import find_images, skipped_line
 
     skipped = Counter[str]()
@@ -166,20 +208,27 @@ def _find_images(command: str, images: Sequence[str], exclude: Sequence[str] | N
 def _check_tags(names: Sequence[str], paths: Sequence[Path]) -> None:
     """Refuse labels that cannot be tags, and images that cannot have a sidecar."""
     from dcclip_cli.inference.videos import split_frame
-    from dcclip_cli.inference.xmp import NOT_IN_TAGS
+    from dcclip_cli.photos.xmp import NOT_IN_TAGS
 
     if unwritable := next(filter(NOT_IN_TAGS.search, names), None):
-        raise DcclipError("a tag cannot contain / or |, but the label is {!r}", "rename this label", unwritable)
+        raise DcclipError(
+            "a tag cannot contain / or |, but the label is {!r}", "rename this label", unwritable
+        )
     if frame := next((path for path in paths if split_frame(path)[1] is not None), None):
         raise DcclipError("{} is a frame of a video; --xmp needs photographs", "omit --xmp", frame)
 
 
 def _tagged(
-    predictions: Iterable[Prediction], replaced: Sequence[str] | None, untagged: Collection[str], talk: Progress
+    predictions: Iterable[Prediction],
+    replaced: Sequence[str] | None,
+    untagged: Collection[str],
+    talk: Progress,
 ) -> Iterator[Prediction]:
-    """The predictions, once their labels are tags in sidecar files, or with the error of writing these."""
+    """The predictions, once their labels are tags in sidecar files, or with the error of writing
+    these.
+    """
     from dcclip_cli.cli.system_errors import explained
-    from dcclip_cli.inference.xmp import write_tags
+    from dcclip_cli.photos.xmp import write_tags
 
     changed = 0
     for prediction in predictions:
@@ -197,11 +246,18 @@ def _tagged(
 
 
 def _thresholds(
-    file: Path | None, model: str | None, encoder: Encoder, labels: Sequence[str], default: float, talk: Progress
+    file: Path | None,
+    model: str | None,
+    encoder: Encoder,
+    labels: Sequence[str],
+    default: float,
+    talk: Progress,
 ) -> float | list[float]:
-    """The threshold of each label that `dcclip calibrate` found; `default` for others, and without such a file."""
-    from dcclip_cli.inference.calibrate import THRESHOLDS, read_thresholds
+    """The threshold of each label that `dcclip calibrate` found; `default` for others, and without
+    such a file.
+    """
     from dcclip_cli.model.reference import resolve
+    from dcclip_cli.photos.calibrate import THRESHOLDS, read_thresholds
 
     path = file or resolve(model).path / THRESHOLDS
     if file is None and not path.is_file():
@@ -219,7 +275,9 @@ def read_labels(labels: str, file: Path | None) -> list[str]:
 
 def _say_unknown(talk: Progress, command: str, texts: Sequence[str]) -> None:
     if texts:
-        talk.say(Message("warning: {}: ignored, not in the vocabulary: {}", command, ", ".join(texts)))
+        talk.say(
+            Message("warning: {}: ignored, not in the vocabulary: {}", command, ", ".join(texts))
+        )
 
 
 def _show(
@@ -231,7 +289,9 @@ def _show(
     unread: console.ErrorLines,
     talk: Progress,
 ) -> None:
-    """Print predictions: JSON at the end, others as they are computed, CSV to `out` if given; end with `unread`."""
+    """Print predictions: JSON at the end, others as they are computed, CSV to `out` if given; end
+    with `unread`.
+    """
     listed = list[dict[str, object]]()
     unfit_count = 0
     _say_unknown(talk, "predict", labels.unknown)
@@ -239,17 +299,24 @@ def _show(
         stream: IO[str] = sys.stdout
         if out:
             partial = stack.enter_context(atomic_file(out))
-            stream = stack.enter_context(partial.open("w", encoding="utf-8-sig", newline="", errors="replace"))
+            stream = stack.enter_context(
+                partial.open("w", encoding="utf-8-sig", newline="", errors="replace")
+            )
         table = csv.writer(stream, lineterminator="\n")
         if form == "csv":
             table.writerow(["image", "label", "probability"])
-        for prediction in console.counted(talk, "predict", predictions, count, at_once=form != "json"):
+        for prediction in console.counted(
+            talk, "predict", predictions, count, at_once=form != "json"
+        ):
             image = printable(str(prediction.image))
             unfit_count += not prediction.fits
             if prediction.error is not None:
                 unread.add(str(prediction.image), prediction.error)
             if form == "csv":
-                rows = [(csv_cell(image), csv_cell(name), f"{value:.6f}") for name, value in prediction.labels]
+                rows = [
+                    (csv_cell(image), csv_cell(name), f"{value:.6f}")
+                    for name, value in prediction.labels
+                ]
                 with nullcontext() if out else console.printing():
                     table.writerows(rows)
             elif form == "json":
@@ -263,21 +330,32 @@ def _show(
         console.show_json(listed)
     if not labels.multi_label and unfit_count >= max(1, _MIN_UNFIT * count):
         talk.say(
-            Message("hint: predict: {} of {} images fit no label well; add the label 其他 or other", unfit_count, count)
+            Message(
+                "hint: predict: {} of {} images fit no label well; add the label 其他 or other",
+                unfit_count,
+                count,
+            )
         )
     unread.end(count)
 
 
 def csv_cell(text: str) -> str:
-    """A cell that no spreadsheet takes for a formula: with an apostrophe in front if it begins like one."""
+    """A cell that no spreadsheet takes for a formula: with an apostrophe in front if it begins
+    like one.
+    """
     return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
 
 
 def _plain(prediction: Prediction, unknown: Sequence[str]) -> dict[str, object]:
     if prediction.error is not None:
-        return {"image": str(prediction.image), "error": prediction.error.what, "hint": prediction.error.hint}
+        return {
+            "image": str(prediction.image),
+            "error": prediction.error.what,
+            "hint": prediction.error.hint,
+        }
     labels = [
-        {"label": label, "probability": round(value, 6)} | ({"unknown": True} if label in unknown else {})
+        {"label": label, "probability": round(value, 6)}
+        | ({"unknown": True} if label in unknown else {})
         for label, value in prediction.labels
     ]
     return {"image": str(prediction.image), "labels": labels}
@@ -285,21 +363,30 @@ def _plain(prediction: Prediction, unknown: Sequence[str]) -> dict[str, object]:
 
 _THUMBNAIL_PX = 480
 _SEARCHED = (
-    "Text to search for, in Chinese or English, and folders of images, searched recursively. With --text or --image: "
+    "Text to search for, in Chinese or English, and folders of images, searched "
+    "recursively. With --text or --image: "
     "folders only."
 )
-_LIKE_IMAGE = Option("--image", metavar="FILE", help="Image to search for. Repeatable: embeddings are summed.")
+_LIKE_IMAGE = Option(
+    "--image", metavar="FILE", help="Image to search for. Repeatable: embeddings are summed."
+)
 _LIKE_TEXT = Option(
-    "--text", metavar="TEXT", callback=flags.texts, help="Text to search for. Repeatable: embeddings are summed."
+    "--text",
+    metavar="TEXT",
+    callback=flags.texts,
+    help="Text to search for. Repeatable: embeddings are summed.",
 )
 _NOT = Option(
     "--not",
     metavar="TEXT",
     callback=flags.texts,
-    help="Text whose embedding is subtracted, like a word after a minus in 'dog -beach'. Repeatable.",
+    help="Text whose embedding is subtracted, like a word after a minus in 'dog -beach'. "
+    "Repeatable.",
 )
 _PAGE = Option("--html", metavar="FILE", help="Also write an HTML page with thumbnails.")
-_DUPLICATES = Option("--duplicates", help="Find copies and bursts among the images in the folders instead.")
+_DUPLICATES = Option(
+    "--duplicates", help="Find copies and bursts among the images in the folders instead."
+)
 
 
 def search(
@@ -313,7 +400,9 @@ def search(
     page: Annotated[Path | None, _PAGE] = None,
     duplicates: Annotated[bool, _DUPLICATES] = False,
     dims: flags.Dims = None,
-    fresh: Annotated[bool, Option("--fresh", help="Embed all images again, and try unreadable ones again.")] = False,
+    fresh: Annotated[
+        bool, Option("--fresh", help="Embed all images again, and try unreadable ones again.")
+    ] = False,
     exclude: flags.Exclude = None,
     device: flags.Where = "auto",
     threads: flags.Threads = None,
@@ -322,44 +411,71 @@ def search(
 ) -> None:
     """Find the images in folders, and videos by their frames, that best match a text or an image.
 
-    Each image is embedded once. The index is in the cache folder and is updated when files change. There is one index
-    per folder, image tower and --dims; models with the same image tower share it.
-    Scores are cosines: use them to rank images, not as probabilities.
-    --duplicates shows groups of copies: resized, compressed again, slightly cropped or watermarked; the largest first.
-    It also shows bursts: similar images that were taken within 3 seconds of each other, according to EXIF.
-    --duplicates --json prints an object with the lists copies and bursts.
-    Unreadable images are counted, and listed in a file. They are not tried again until they change.
+    Each image is embedded once. The index is in the cache folder and is updated when files change.
+    There is one index per folder, image tower and --dims; models with the same image tower share
+    it. Scores are cosines: use them to rank images, not as probabilities. --duplicates shows
+    groups of copies: resized, compressed again, slightly cropped or watermarked; the largest
+    first. It also shows bursts: similar images that were taken within 3 seconds of each other,
+    according to EXIF. --duplicates --json prints an object with the lists copies and bursts.
+    Unreadable images are counted, and listed in a file. They are not tried again until they
+    change.
     """
     flags.out(page, folder=False)
     talk = console.talk(quiet, verbose)
     if duplicates:
         ignored = texts, image, without, dims, fresh, top_k != 12
-        flags.refuse({Message("--duplicates takes no query, --dims, --fresh or --top-k"): any(ignored)})
-        chosen = {"exclude": exclude or (), "model": model, "device": device, "threads": threads, "progress": talk}
+        flags.refuse(
+            {Message("--duplicates takes no query, --dims, --fresh or --top-k"): any(ignored)}
+        )
+        chosen = {
+            "exclude": exclude or (),
+            "model": model,
+            "device": device,
+            "threads": threads,
+            "progress": talk,
+        }
         return _show_duplicates(arguments, chosen, page, as_json, talk)
     if not texts and not image:
-        texts, arguments = [flags.text(arguments[0], Message("the text"))], arguments[1:]
+        texts = [flags.text(arguments[0], Message("the text"))]
+        arguments = arguments[1:]
     flags.refuse({Message("give a text, then a folder of images"): not arguments})
 
-    from dcclip_cli.inference import files
+    from dcclip_cli.photos import files
 
     options: dict[str, Any] = {"dims": dims, "device": device, "threads": threads, "progress": talk}
-    query: dict[str, Any] = {"images": image or (), "without": without or (), "exclude": exclude or ()}
-    result = files.search(texts or (), arguments, **query, model=model, top_k=top_k, fresh=fresh, **options)
+    query: dict[str, Any] = {
+        "images": image or (),
+        "without": without or (),
+        "exclude": exclude or (),
+    }
+    result = files.search(
+        texts or (), arguments, **query, model=model, top_k=top_k, fresh=fresh, **options
+    )
     hits = result.hits
-    query_text = " + ".join((*(texts or ()), *map(str, image or ()))) + "".join(f" - {text}" for text in without or ())
+    query_text = " + ".join((*(texts or ()), *map(str, image or ()))) + "".join(
+        f" - {text}" for text in without or ()
+    )
     _say_unknown(talk, "search", result.unknown)
     if not result.fits:
         talk.say(Message("warning: search: no good match for {}", query_text))
     if as_json:
-        listed = [{"image": str(hit.image), "score": round(hit.score, 6), "time_s": hit.time_s} for hit in hits]
-        console.show_json([{key: value for key, value in row.items() if value is not None} for row in listed])
+        listed = [
+            {"image": str(hit.image), "score": round(hit.score, 6), "time_s": hit.time_s}
+            for hit in hits
+        ]
+        console.show_json(
+            [{key: value for key, value in row.items() if value is not None} for row in listed]
+        )
     else:
         rows = [(hit.title, f"{hit.score:.3f}") for hit in hits]
         title = Message("{}, in {}", query_text, ", ".join(arguments))
         console.show_table(title, (Message("image"), Message("score")), rows)
     if page:
-        notes = [Message("ignored, not in the vocabulary: {}", ", ".join(result.unknown))] if result.unknown else []
+        notes = (
+            [Message("ignored, not in the vocabulary: {}", ", ".join(result.unknown))]
+            if result.unknown
+            else []
+        )
         notes += [] if result.fits else [Message("no good match for {}", query_text)]
         captions = [(hit.frame, f"{hit.score:.3f} · {Path(hit.title).name}") for hit in hits]
         _write_page(page, query_text, notes, captions, talk)
@@ -367,14 +483,26 @@ def search(
 
 
 def _show_duplicates(
-    folders: Sequence[str], options: Mapping[str, Any], page: Path | None, as_json: bool, talk: Progress
+    folders: Sequence[str],
+    options: Mapping[str, Any],
+    page: Path | None,
+    as_json: bool,
+    talk: Progress,
 ) -> None:
-    from dcclip_cli.curation.dedup.copies import duplicates
+    from dcclip_cli.photos.duplicates import duplicates
 
     result = duplicates(folders, **options)
-    labelled = [(Message("copies {}", number), group) for number, group in enumerate(result.copies, 1)]
-    labelled += [(Message("burst {}", number), group) for number, group in enumerate(result.bursts, 1)]
-    rows = [(label, photo, f"{photo.width} x {photo.height}") for label, group in labelled for photo in group]
+    labelled = [
+        (Message("copies {}", number), group) for number, group in enumerate(result.copies, 1)
+    ]
+    labelled += [
+        (Message("burst {}", number), group) for number, group in enumerate(result.bursts, 1)
+    ]
+    rows = [
+        (label, photo, f"{photo.width} x {photo.height}")
+        for label, group in labelled
+        for photo in group
+    ]
     if as_json:
         groups_by_kind = {"copies": result.copies, "bursts": result.bursts}
         console.show_json({
@@ -382,37 +510,71 @@ def _show_duplicates(
             for kind, groups in groups_by_kind.items()
         })  # fmt: skip
     else:
-        counts = sum(map(len, result.copies)) - len(result.copies), len(result.copies), len(result.bursts)
+        counts = (
+            sum(map(len, result.copies)) - len(result.copies),
+            len(result.copies),
+            len(result.bursts),
+        )
         headings = Message("group"), Message("image"), Message("pixels")
         title = Message("{:,} copies in {:,} groups, {:,} bursts", *counts)
-        console.show_table(title, headings, [(label, str(photo.image), size) for label, photo, size in rows])
+        console.show_table(
+            title, headings, [(label, str(photo.image), size) for label, photo, size in rows]
+        )
     if page:
-        captions = [(photo.image, f"{translated(label)} · {size} · {photo.image.name}") for label, photo, size in rows]
+        captions = [
+            (photo.image, f"{translated(label)} · {size} · {photo.image.name}")
+            for label, photo, size in rows
+        ]
         _write_page(page, translated(Message("Duplicates")), [], captions, talk)
     _show_errors(result.errors, folders)
 
 
 def _write_page(
-    page: Path, title: str, notes: Sequence[Message], captions: Sequence[tuple[Path, str]], talk: Progress
+    page: Path,
+    title: str,
+    notes: Sequence[Message],
+    captions: Sequence[tuple[Path, str]],
+    talk: Progress,
 ) -> None:
-    """Write images with captions, some twice, as one HTML file without scripts or external resources."""
-    from dcclip_cli.html import jpeg_thumbnail, write_page
+    """Write images with captions, some twice, as one HTML file without scripts or external
+    resources.
+    """
+    from dcclip_cli.core.html import jpeg_thumbnail, write_page
     from dcclip_cli.inference.images import read
     from dcclip_cli.inference.videos import frame_name, split_frame
 
     images = [*dict(captions)]
     thumbnails = {image: jpeg_thumbnail(read(image), _THUMBNAIL_PX) for image in images}
-    links = [frame_name(Path(file).resolve().as_uri(), time_s) for file, time_s in map(split_frame, images)]
+    links = [
+        frame_name(Path(file).resolve().as_uri(), time_s)
+        for file, time_s in map(split_frame, images)
+    ]
     texts = [(image, printable(caption)) for image, caption in captions]
-    shown = {"captions": texts, "thumbnails": thumbnails, "links": dict(zip(images, links, strict=True))}
+    shown = {
+        "captions": texts,
+        "thumbnails": thumbnails,
+        "links": dict(zip(images, links, strict=True)),
+    }
     lang = language_by_script(title)
-    write_page(page, "dcclip_cli.cli", "search.html.j2", text=title, notes=notes, lang=lang, **shown)
+    write_page(
+        page, "dcclip_cli.cli", "search.html.j2", text=title, notes=notes, lang=lang, **shown
+    )
     talk.say(Message("search: {}", page))
 
 
-_TEXTS = Option("--text", metavar="TEXT", callback=flags.texts, help="Text to embed instead of images. Repeatable.")
+_TEXTS = Option(
+    "--text",
+    metavar="TEXT",
+    callback=flags.texts,
+    help="Text to embed instead of images. Repeatable.",
+)
 _TEXTS_FILE = Option("--texts-file", metavar="FILE", help="File with more texts, one per line.")
-_OUT = Option("--out", metavar="FILE", help="FILE.npy (with names in FILE.txt) or FILE.parquet.", show_default=False)
+_OUT = Option(
+    "--out",
+    metavar="FILE",
+    help="FILE.npy (with names in FILE.txt) or FILE.parquet.",
+    show_default=False,
+)
 _EMBED_DTYPE = Option("--dtype", help="Type of the embeddings in the file.")
 
 
@@ -426,7 +588,11 @@ def embed(
     dtype: Annotated[Literal["fp32", "fp16"], _EMBED_DTYPE] = "fp32",
     as_json: Annotated[
         bool,
-        Option("--json", help="Print a JSON object with the output path and the words that the model does not know."),
+        Option(
+            "--json",
+            help="Print a JSON object with the output path and the words that the model "
+            "does not know.",
+        ),
     ] = False,
     exclude: flags.Exclude = None,
     device: flags.Where = "auto",
@@ -436,12 +602,15 @@ def embed(
 ) -> None:
     """Write the embeddings of images or texts to a file.
 
-    Embeddings have length 1, so dot products are cosines. FILE.npy has one row per input, and FILE.txt the name of each
-    row; FILE.parquet has the columns name and embedding. Texts are embedded without templates.
-    Exit code 1 if a named image cannot be read; it gets no row. Those in folders are counted, and listed in a file.
-    Prints the path of the embeddings.
+    Embeddings have length 1, so dot products are cosines. FILE.npy has one row per input, and
+    FILE.txt the name of each row; FILE.parquet has the columns name and embedding. Texts are
+    embedded without templates. Exit code 1 if a named image cannot be read; it gets no row. Those
+    in folders are counted, and listed in a file. Prints the path of the embeddings.
     """
-    inputs = [*(texts or ()), *flags.lines_of(texts_file, Message("text"), _MOST_TEXTS, _MOST_TEXTS_BYTES)]
+    inputs = [
+        *(texts or ()),
+        *flags.lines_of(texts_file, Message("text"), _MOST_TEXTS, _MOST_TEXTS_BYTES),
+    ]
     flags.refuse({
         Message("--out must end in .npy or .parquet"): out.suffix not in (".npy", ".parquet"),
         Message("give images, or texts with --text or --texts-file"): bool(images) == bool(inputs),
@@ -449,9 +618,15 @@ def embed(
     flags.out(out, folder=False)
     talk = console.talk(quiet, verbose)
 
-    from dcclip_cli.inference import files
+    from dcclip_cli.photos import files
 
-    options: dict[str, Any] = {"dims": dims, "dtype": dtype, "device": device, "threads": threads, "progress": talk}
+    options: dict[str, Any] = {
+        "dims": dims,
+        "dtype": dtype,
+        "device": device,
+        "threads": threads,
+        "progress": talk,
+    }
     paths = _find_images("embed", images, exclude, talk) if images else []
     result = files.embed(paths, texts=inputs, out=out, model=model, **options)
     _say_unknown(talk, "embed", result.unknown)
@@ -463,7 +638,9 @@ def embed(
 
 
 def _show_errors(errors: Mapping[str, DcclipError], arguments: Sequence[str]) -> None:
-    """Print the errors of images, if there are any, and exit with 1 if the user's arguments name one."""
+    """Print the errors of images, if there are any, and exit with 1 if the user's arguments name
+    one.
+    """
     unread = console.ErrorLines(arguments)
     for name, error in errors.items():
         unread.add(name, error)
@@ -472,21 +649,27 @@ def _show_errors(errors: Mapping[str, DcclipError], arguments: Sequence[str]) ->
 
 def bench(
     models: Annotated[
-        list[str], Argument(metavar="MODEL", help="Model; accepts the same values as --model of dcclip predict.")
+        list[str],
+        Argument(
+            metavar="MODEL", help="Model; accepts the same values as --model of dcclip predict."
+        ),
     ],
     images: Annotated[list[str] | None, _BENCH_IMAGES] = None,
     labels: Annotated[str, LABELS] = "",
     labels_file: Annotated[Path | None, LABELS_FILE] = None,
     threads: Annotated[int | None, _BENCH_THREADS] = None,
-    as_json: Annotated[bool, Option("--json", help="Print a JSON list; sizes are in bytes.")] = False,
+    as_json: Annotated[
+        bool, Option("--json", help="Print a JSON list; sizes are in bytes.")
+    ] = False,
     quiet: flags.Quiet = False,
     verbose: flags.Verbose = False,
 ) -> None:
     """Measure models on this machine: size, loading time, memory, latency, throughput, agreement.
 
-    Each model is measured on the CPU in its own process. Loading time includes imports. Latency is the median for one
-    decoded image or one short text, on one thread. Memory is the peak before the throughput measurement. Throughput
-    includes reading files, on all cores. Agreement is the share of images with the same best label as the first model.
+    Each model is measured on the CPU in its own process. Loading time includes imports. Latency is
+    the median for one decoded image or one short text, on one thread. Memory is the peak before
+    the throughput measurement. Throughput includes reading files, on all cores. Agreement is the
+    share of images with the same best label as the first model.
     """
     talk = console.talk(quiet, verbose)
     names = read_labels(labels, labels_file)
@@ -499,12 +682,23 @@ def bench(
     if as_json:
         return console.show_json([vars(row) for row in timings])
     headings = [
-        *(Message("model"), Message("parameters"), Message("size"), Message("loading"), Message("memory")),
+        *(
+            Message("model"),
+            Message("parameters"),
+            Message("size"),
+            Message("loading"),
+            Message("memory"),
+        ),
         *(Message("image"), Message("text"), Message("images/s"), Message("agreement")),
     ]
     rows = [
         [
-            *(row.model, f"{row.parameters / 1e6:.2f} M", size_in_words(row.size_bytes), f"{row.load_s:.2f} s"),
+            *(
+                row.model,
+                f"{row.parameters / 1e6:.2f} M",
+                size_in_words(row.size_bytes),
+                f"{row.load_s:.2f} s",
+            ),
             *(size_in_words(row.memory_bytes), f"{row.image_ms:.2f} ms", f"{row.text_ms:.2f} ms"),
             "" if row.images_per_s is None else f"{row.images_per_s:,.1f}",
             "" if row.agreement is None else f"{row.agreement:.1%}",
@@ -512,4 +706,6 @@ def bench(
         for row in timings
     ]
     shown = [place for place in range(len(headings)) if any(row[place] for row in rows)]
-    console.show_table("", [headings[place] for place in shown], [[row[place] for place in shown] for row in rows])
+    console.show_table(
+        "", [headings[place] for place in shown], [[row[place] for place in shown] for row in rows]
+    )

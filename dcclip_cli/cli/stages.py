@@ -1,4 +1,6 @@
-"""`dcclip run`, `collect`, `index`, `distill`, `align` and `export`: the stages of a recipe, and indexes of data."""
+"""`dcclip run`, `collect`, `index`, `distill`, `align` and `export`: the stages of a recipe, and
+indexes of data.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from typer import Argument, BadParameter, Context, Option, launch
 
 from dcclip_cli.cli import console, flags
-from dcclip_cli.errors import Message, joined
+from dcclip_cli.core.errors import Message, joined
+from dcclip_cli.core.machine import cores
+from dcclip_cli.core.text import split
 from dcclip_cli.exporters import FormatName, Precision, Preprocess
-from dcclip_cli.machine import cores
-from dcclip_cli.text import split
 
 if TYPE_CHECKING:
     from dcclip_cli.api import SweepResult
@@ -29,11 +31,25 @@ def _tasks(context: Context, number: int | None) -> int | None:
 
 
 # --engine is eager, because the limit of --workers depends on it.
-_ENGINE = Option("--engine", is_eager=True, help="Where tasks run. The key collect.cluster configures slurm.")
-_WORKERS = Option("--workers", min=1, callback=_tasks, help="Number of parallel tasks. Default: one per core.")
-_LIMIT = Option("--limit", min=1, max=10**9, metavar="N", help="Try the recipe on about N pairs, in a separate folder.")
+_ENGINE = Option(
+    "--engine", is_eager=True, help="Where tasks run. The key collect.cluster configures slurm."
+)
+_WORKERS = Option(
+    "--workers", min=1, callback=_tasks, help="Number of parallel tasks. Default: one per core."
+)
+_LIMIT = Option(
+    "--limit",
+    min=1,
+    max=10**9,
+    metavar="N",
+    help="Try the recipe on about N pairs, in a separate folder.",
+)
 _MOST_DIGITS = 10  # of a seed, which is below 2**32
-_SEEDS = Option("--seeds", metavar="0 1 2", help="Run the recipe and its variants once with each of these seeds.")
+_SEEDS = Option(
+    "--seeds",
+    metavar="0 1 2",
+    help="Run the recipe and its variants once with each of these seeds.",
+)
 _AT_A_TIME = Option(
     "--at-a-time",
     min=1,
@@ -58,10 +74,10 @@ def run(
 ) -> None:
     """Run all stages of a recipe in order.
 
-    Finished stages are skipped. Ends with a table of teacher, student and bundle: size, memory, speed, and accuracy on
-    the recipe's test sets or validation pairs; without these, the agreement with the teacher.
-    With --seeds or variants, writes each run to OUT/[VARIANT/]seed-N, prints means and standard deviations, and writes
-    table.csv, table.tex, runs.csv and sweep.svg to OUT.
+    Finished stages are skipped. Ends with a table of teacher, student and bundle: size, memory,
+    speed, and accuracy on the recipe's test sets or validation pairs; without these, the agreement
+    with the teacher. With --seeds or variants, writes each run to OUT/[VARIANT/]seed-N, prints
+    means and standard deviations, and writes table.csv, table.tex, runs.csv and sweep.svg to OUT.
     """
     flags.out(out)
     loaded = flags.open_recipe(recipe, sets)
@@ -74,11 +90,15 @@ def run(
             from dcclip_cli.recipe.load import varied
 
             # With the first seed: what others take is the same.
-            root, seed = out or Path("runs") / loaded.recipe.name, chosen[0] if chosen else loaded.recipe.seed
+            root = out or Path("runs") / loaded.recipe.name
+            seed = chosen[0] if chosen else loaded.recipe.seed
             names = list(loaded.recipe.variants or [""])
             console.show_now(Message("{} runs in {}", len(names) * max(1, len(set(chosen))), root))
-            for name in console.counted(console.talk(quiet), Message("variants"), names, len(names), at_once=True):
-                variant, folder = varied(loaded, name, seed), root / name / f"seed-{seed}"
+            for name in console.counted(
+                console.talk(quiet), Message("variants"), names, len(names), at_once=True
+            ):
+                variant = varied(loaded, name, seed)
+                folder = root / name / f"seed-{seed}"
                 flags.show_checked(variant, variant.recipe.stages, device, folder, fresh, processes)
             return None
         from dcclip_cli.api import sweep
@@ -99,7 +119,9 @@ def run(
             _show_collected(result)
     if models := job.summary():
         steps = " + ".join(map(str, job.steps().values()))
-        title = Message("{} after {} steps, measured on one CPU thread of this machine", job.dir.root, steps)
+        title = Message(
+            "{} after {} steps, measured on one CPU thread of this machine", job.dir.root, steps
+        )
         _show_models(title, models)
 
 
@@ -117,14 +139,14 @@ def collect(
 ) -> None:
     """Collect image-caption pairs, filter them, and write them as shards.
 
-    Writes shards, report.html, and the dropped pairs with reasons to runs/NAME/collect, and prints the counts. With
-    --limit, writes to runs/NAME/collect-limit and opens the report in a browser. With --check, prints the amount of
-    input data.
+    Writes shards, report.html, and the dropped pairs with reasons to runs/NAME/collect, and prints
+    the counts. With --limit, writes to runs/NAME/collect-limit and opens the report in a browser.
+    With --check, prints the amount of input data.
     """
     flags.out(out)
     if engine == "local" and not check and (workers or cores()) > 1:
+        from dcclip_cli.core.processes import preload
         from dcclip_cli.curation import IMPORTS
-        from dcclip_cli.processes import preload
 
         preload(IMPORTS)
     loaded = flags.open_recipe(recipe, sets, "collect")
@@ -141,14 +163,18 @@ def collect(
             counts = (source.label, source.kind, sum(estimates), _slices(len(estimates)))
             console.show(Message("{} ({}): about {:,} pairs, {}", *counts))
         total = sum(part.estimate for part in slices)
-        return console.show(Message("collect would read about {:,} pairs in {}", total, _slices(len(slices))))
+        return console.show(
+            Message("collect would read about {:,} pairs in {}", total, _slices(len(slices)))
+        )
 
     from dcclip_cli import api
-    from dcclip_cli.machine import keep_pandas_out
+    from dcclip_cli.core.machine import keep_pandas_out
 
     keep_pandas_out()
     talk = console.talk(quiet, verbose)
-    result = api.collect(loaded, out=out, fresh=fresh, engine=engine, workers=workers, limit=limit, progress=talk)
+    result = api.collect(
+        loaded, out=out, fresh=fresh, engine=engine, workers=workers, limit=limit, progress=talk
+    )
     _show_collected(result)
     if limit is not None and console.has_screen():
         launch(str(result.folder / "report.html"))
@@ -158,7 +184,11 @@ _DATA = Argument(metavar="PATH", help="Tar and Parquet files, or folders, globs 
 _VERIFY = Option("--verify", help="Read all data and compare it with the existing indexes.")
 _FRESH = Option("--fresh", help="Rebuild existing indexes.")
 _KEY = Option("--key", metavar="NAME", help="Column with the keys (recipe: data.columns.key).")
-_IMAGE = Option("--image", metavar="NAME", help="Column with the images, as bytes or as structs with a bytes field.")
+_IMAGE = Option(
+    "--image",
+    metavar="NAME",
+    help="Column with the images, as bytes or as structs with a bytes field.",
+)
 _ZH = Option("--zh", metavar="NAME", help="Column with Chinese captions.")
 _EN = Option("--en", metavar="NAME", help="Column with English captions.")
 _CAPTION = Option("--caption", metavar="NAME", help="Column with captions in either language.")
@@ -178,15 +208,17 @@ def index(
 ) -> None:
     """Index training data from other programs, so that training on it starts at once.
 
-    Writes FILE.index.arrow next to each tar or Parquet file, skips files whose index is up to date, and prints the
-    counts. Without these files, training creates the same index in the cache folder when it first starts.
-    Output of collect is already indexed.
+    Writes FILE.index.arrow next to each tar or Parquet file, skips files whose index is up to
+    date, and prints the counts. Without these files, training creates the same index in the cache
+    folder when it first starts. Output of collect is already indexed.
     """
     from dcclip_cli import api
 
     options = {"key": key, "image": image, "zh": zh, "en": en, "caption": caption}
     columns = {name: column for name, column in options.items() if column is not None}
-    indexed = api.index(data, verify=verify, fresh=fresh, columns=columns, progress=console.talk(quiet, verbose))
+    indexed = api.index(
+        data, verify=verify, fresh=fresh, columns=columns, progress=console.talk(quiet, verbose)
+    )
     uncaptioned = indexed.images - indexed.pairs
     alone = Message(", {:,} images without captions", uncaptioned) if uncaptioned else ""
     counted = Message("1 file") if indexed.files == 1 else Message("{:,} files", indexed.files)
@@ -213,12 +245,20 @@ def _training(stage: Literal["distill", "align"], summary: str) -> Callable[...,
         from dcclip_cli import api
 
         train_stage = {"distill": api.distill, "align": api.align}[stage]
-        options: dict[str, Any] = {"processes": processes, "fresh": bool(fresh), "resume": fresh is False}
+        options: dict[str, Any] = {
+            "processes": processes,
+            "fresh": bool(fresh),
+            "resume": fresh is False,
+        }
         talk = console.talk(quiet, verbose)
-        console.show_path(train_stage(loaded, out=out, device=device, progress=talk, **options).model)
+        console.show_path(
+            train_stage(loaded, out=out, device=device, progress=talk, **options).model
+        )
 
     train.__name__ = stage
-    train.__doc__ = f"{summary}\n\nWrites a model directory to runs/NAME/{stage}/model and prints its path."
+    train.__doc__ = (
+        f"{summary}\n\nWrites a model directory to runs/NAME/{stage}/model and prints its path."
+    )
     return train
 
 
@@ -232,17 +272,28 @@ def _slices(count: int) -> Message:
 
 def _show_collected(result: CollectResult) -> None:
     """Print how many pairs and captions were kept, and how many were dropped for each reason."""
-    captions = {Message("{} captions", language): count for language, count in result.captions.items()}
+    captions = {
+        Message("{} captions", language): count for language, count in result.captions.items()
+    }
     counts = {Message("pairs"): result.pairs} | captions
     reasons = sorted({reason for count in counts.values() for reason in count.dropped})
-    rows: list[tuple[str, ...]] = [(Message("read"), *(f"{count.read:,}" for count in counts.values()))]
-    rows += [(reason, *(f"{count.dropped.get(reason, 0):,}" for count in counts.values())) for reason in reasons]
+    rows: list[tuple[str, ...]] = [
+        (Message("read"), *(f"{count.read:,}" for count in counts.values()))
+    ]
+    rows += [
+        (reason, *(f"{count.dropped.get(reason, 0):,}" for count in counts.values()))
+        for reason in reasons
+    ]
     rows.append((Message("kept"), *(f"{count.kept:,}" for count in counts.values())))
     console.show_table(Message("{}, shards: {}", result.folder, result.shards), ("", *counts), rows)
     console.show(str(result.folder / "report.html"))
 
 
-_MODELS = {"teacher": Message("teacher"), "student": Message("student"), "bundle": Message("bundle")}
+_MODELS = {
+    "teacher": Message("teacher"),
+    "student": Message("student"),
+    "bundle": Message("bundle"),
+}
 _SIZES = (  # what is shown, the field of ModelSummary, its unit, and how it is written
     (Message("parameters"), "parameters", 1e6, "{:.2f} M"),
     (Message("size of the weights"), "size_bytes", 1e6, "{:.1f} MB"),
@@ -263,14 +314,25 @@ def _show_models(title: str, models: list[ModelSummary]) -> None:
     agreement = {on: Message("agreement with the teacher, {}", on) for on in models[0].agreement}
     lines: list[tuple[str, list[float], str]] = [
         *(
-            (joined(" ", (METRIC_NAMES[metric], on)), [model.scores[metric][on] for model in models], "{:.1%}")
+            (
+                joined(" ", (METRIC_NAMES[metric], on)),
+                [model.scores[metric][on] for model in models],
+                "{:.1%}",
+            )
             for metric, scores in models[0].scores.items()
             for on in scores
         ),
-        *((name, [model.agreement[on] for model in models], "{:.1%}") for on, name in agreement.items()),
-        *((name, [getattr(model, field) / unit for model in models], text) for name, field, unit, text in _SIZES),
+        *(
+            (name, [model.agreement[on] for model in models], "{:.1%}")
+            for on, name in agreement.items()
+        ),
+        *(
+            (name, [getattr(model, field) / unit for model in models], text)
+            for name, field, unit, text in _SIZES
+        ),
     ]
-    columns, table = ["", *(_MODELS[model.name] for model in models)], []
+    columns = ["", *(_MODELS[model.name] for model in models)]
+    table = []
     for name, values, text in lines:
         table.append([name, *(_written(value, text) for value in values)])
         if models[0].name == "teacher":
@@ -285,13 +347,25 @@ def _show_sweep(result: SweepResult) -> None:
     from dcclip_cli.eval.result import METRIC_NAMES
     from dcclip_cli.recipe.sweep import per_cent
 
-    rows, first = result.rows, result.rows[0].variant if result.rows else ""
-    labels = [joined(" ", (row.variant, _MODELS[row.model]) if row.variant else (_MODELS[row.model],)) for row in rows]
-    tests = dict.fromkeys((metric, on.rpartition(" ")[0]) for row in rows for metric, on in row.scores())
+    rows = result.rows
+    first = result.rows[0].variant if result.rows else ""
+    labels = [
+        joined(" ", (row.variant, _MODELS[row.model]) if row.variant else (_MODELS[row.model],))
+        for row in rows
+    ]
+    tests = dict.fromkeys(
+        (metric, on.rpartition(" ")[0]) for row in rows for metric, on in row.scores()
+    )
     for metric, test in tests:
         of = {f"{test} {language}": language for language in ("en", "zh")}
-        used = {on: language for on, language in of.items() if any((metric, on) in row.scores() for row in rows)}
-        differences = [{f"{pair.dataset} {pair.language}": pair for pair in row.differences} for row in rows]
+        used = {
+            on: language
+            for on, language in of.items()
+            if any((metric, on) in row.scores() for row in rows)
+        }
+        differences = [
+            {f"{pair.dataset} {pair.language}": pair for pair in row.differences} for row in rows
+        ]
         compared = [on for on in used if any(on in by_set for by_set in differences)]
         lines = []
         for row, label, by_set in zip(rows, labels, differences, strict=True):
@@ -299,37 +373,51 @@ def _show_sweep(result: SweepResult) -> None:
             for on in compared:
                 pair = by_set.get(on)
                 cells.append(
-                    f"{100 * pair.value:+z.1f} ({100 * pair.low:+z.1f} to {100 * pair.high:+z.1f})" if pair else ""
+                    f"{100 * pair.value:+z.1f} ({100 * pair.low:+z.1f} to {100 * pair.high:+z.1f})"
+                    if pair
+                    else ""
                 )
             lines.append((label, *cells))
         against = (Message("{} minus {} (95 %)", used[on], first) for on in compared)
         metric_name = METRIC_NAMES.get(metric) or Message("agreement with the teacher")
-        console.show_table(joined(", ", (test, Message("{} in %", metric_name))), ("", *used.values(), *against), lines)
+        console.show_table(
+            joined(", ", (test, Message("{} in %", metric_name))),
+            ("", *used.values(), *against),
+            lines,
+        )
     sizes = []
     for row, label in zip(result.rows, labels, strict=True):
         costs = ((getattr(row.runs[0], field) / unit, text) for _, field, unit, text in _SIZES)
         sizes.append((label, *(_written(cost, text) for cost, text in costs)))
     runs = max((len(row.runs) for row in result.rows), default=0)
-    title = Message("{}: {} runs each; times on one CPU thread of this machine", result.folder, runs)
+    title = Message(
+        "{}: {} runs each; times on one CPU thread of this machine", result.folder, runs
+    )
     console.show_table(title, ("", *(name for name, *_ in _SIZES)), sizes)
 
 
 _MODEL = Option("--model", metavar="MODEL", help=flags.EXPORTED_HELP)
 _FORMAT = Option("--format", help="Format of the export. Default: from the recipe, else onnx.")
 _PRECISION = Option(
-    "--precision", help="Precision of the weights; int8 needs calibration images. Default: from the recipe, else fp32."
+    "--precision",
+    help="Precision of the weights; int8 needs calibration images. Default: from the "
+    "recipe, else fp32.",
 )
 _PREPROCESS = Option(
     "--preprocess",
-    help="Where images are resized: outside (by the caller) or graph (in image.onnx). Default: from the recipe, else "
+    help="Where images are resized: outside (by the caller) or graph (in image.onnx). "
+    "Default: from the recipe, else "
     "outside.",
 )
-_CALIBRATION = Option("--calibration", metavar="DIR", help="Calibration images for int8. Default: from the recipe.")
+_CALIBRATION = Option(
+    "--calibration", metavar="DIR", help="Calibration images for int8. Default: from the recipe."
+)
 _DIMS = Option(
     "--dims",
     min=8,
     metavar="N",
-    help="Keep the first N dimensions of embeddings, for models trained with `dims`. Default: from the recipe, else "
+    help="Keep the first N dimensions of embeddings, for models trained with `dims`. "
+    "Default: from the recipe, else "
     "all.",
 )
 _OUT = Option("--out", metavar="DIR", help="Folder for the export. Default: runs/NAME/export.")
@@ -353,11 +441,13 @@ def export(
 ) -> None:
     """Export a model to run without torch: on a server, on a phone or in a browser.
 
-    Compares the export with the model. If they differ too much, the command fails and writes nothing. Prints the path
-    of the export.
+    Compares the export with the model. If they differ too much, the command fails and writes
+    nothing. Prints the path of the export.
     """
     if recipe is None and (sets or check or out is None):
-        raise BadParameter(Message("without a recipe, --out is required, and --set and --check have no effect"))
+        raise BadParameter(
+            Message("without a recipe, --out is required, and --set and --check have no effect")
+        )
     flags.out(out)
     loaded = flags.open_recipe(recipe, sets) if recipe else None
     if loaded and check:
@@ -366,8 +456,15 @@ def export(
 
     from dcclip_cli import api
 
-    options: dict[str, Any] = {"format": format, "precision": precision, "preprocess": preprocess, "dims": dims}
-    options = {key: value for key, value in (options | {"calibration": calibration}).items() if value}
+    options: dict[str, Any] = {
+        "format": format,
+        "precision": precision,
+        "preprocess": preprocess,
+        "dims": dims,
+    }
+    options = {
+        key: value for key, value in (options | {"calibration": calibration}).items() if value
+    }
     options["trust_remote_code"] = trust_remote_code
     result = api.export(loaded, model=model, out=out, fresh=fresh, progress=talk, **options)
     console.show(str(result.folder))

@@ -1,4 +1,6 @@
-"""The steps of `collect`, and the engines that run their tasks: worker processes, a Ray cluster, Slurm job arrays."""
+"""The steps of `collect`, and the engines that run their tasks: worker processes, a Ray cluster,
+Slurm job arrays.
+"""
 
 import logging
 import os
@@ -17,6 +19,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+from dcclip_cli.core.errors import DcclipError, Message
+from dcclip_cli.core.machine import cores
+from dcclip_cli.core.processes import calls, process_pool
 from dcclip_cli.curation import IMPORTS
 from dcclip_cli.curation.dedup.dedup import dedup
 from dcclip_cli.curation.options import ClusterOptions, CollectOptions
@@ -24,9 +29,6 @@ from dcclip_cli.curation.scores import score_slice
 from dcclip_cli.curation.slices import filter_pairs, keep_slice, read_pairs, write_slice
 from dcclip_cli.curation.sources.base import Candidate
 from dcclip_cli.curation.work import PAIRS, SCORES, WorkFolder, name_of, whole_folder
-from dcclip_cli.errors import DcclipError, Message
-from dcclip_cli.machine import cores
-from dcclip_cli.processes import calls, process_pool
 
 _ASK_SLURM_S = 5.0
 _LARGEST_ARRAY = 1_000  # tasks of one job array; Slurm's MaxArraySize is 1001 by default
@@ -39,14 +41,18 @@ exec python -P -m dcclip_cli.curation.executors {step} $(($1 + SLURM_ARRAY_TASK_
 
 
 class Step(ABC):
-    """`tasks` independent tasks, numbered from 0. A step is pickled for worker processes and cluster nodes."""
+    """`tasks` independent tasks, numbered from 0. A step is pickled for worker processes and
+    cluster nodes.
+    """
 
     name: str
     tasks: int
 
     @abstractmethod
     def done(self, task: int) -> bool:
-        """Whether the result of a task exists, which it creates atomically, as the last thing that it does."""
+        """Whether the result of a task exists, which it creates atomically, as the last thing that
+        it does.
+        """
 
     @abstractmethod
     def run(self, task: int) -> None:
@@ -77,7 +83,9 @@ class ReadStep(_CollectStep):
 
         fetch = self.options.fetch
         with whole_folder(self.work.result("read", task)) as folder, Fetcher(fetch) as fetcher:
-            candidates = fetch_in_order(self._candidates(task), fetcher.fetch, fetch.workers, fetch.per_host)
+            candidates = fetch_in_order(
+                self._candidates(task), fetcher.fetch, fetch.workers, fetch.per_host
+            )
             keep_slice(folder, filter_pairs(candidates, self.options))
 
     def _candidates(self, task: int) -> Iterator[Candidate]:
@@ -86,13 +94,22 @@ class ReadStep(_CollectStep):
         source = self.options.sources[assigned.source]
         for index, candidate in enumerate(islice(source.read(assigned.part), assigned.at_most)):
             pair = candidate.pair
-            origin = {"source": source.label, "origin": pair.key, "license": source.license, "url": candidate.url}
+            origin = {
+                "source": source.label,
+                "origin": pair.key,
+                "license": source.license,
+                "url": candidate.url,
+            }
             # The pair's own metadata takes precedence over the source's, except for nulls.
             meta: dict[str, Any] = {name: value for name, value in origin.items() if value}
             meta |= {name: value for name, value in pair.meta.items() if value is not None}
-            names_class = candidate.names_class or meta.get("names_class") is True  # of what was collected before
+            names_class = (
+                candidate.names_class or meta.get("names_class") is True
+            )  # of what was collected before
             meta |= {"names_class": True} if names_class else {}
-            pair = replace(pair, key=f"{name_of(task)}{index:06d}", meta=meta)  # keys sort in the order of reading
+            pair = replace(
+                pair, key=f"{name_of(task)}{index:06d}", meta=meta
+            )  # keys sort in the order of reading
             yield replace(candidate, pair=pair, names_class=names_class)
 
 
@@ -113,9 +130,14 @@ class DedupStep(_CollectStep):
     name = "dedup"
 
     def run(self, task: int) -> None:
-        options, slices = self.options, range((self.work.plan() or {})["slices"])
+        options = self.options
+        slices = range((self.work.plan() or {})["slices"])
         signatures = [self.work.result("read", number) / PAIRS for number in slices]
-        scores = [self.work.result("score", number) / SCORES for number in slices] if options.scores else []
+        scores = (
+            [self.work.result("score", number) / SCORES for number in slices]
+            if options.scores
+            else []
+        )
         with whole_folder(self.work.result("dedup", 0)) as out:
             dedup(signatures, scores, options, out, first=options.scores, needs=options.needs)
 
@@ -131,7 +153,9 @@ class WriteStep(_CollectStep):
 
 @dataclass(frozen=True)
 class Engine:
-    """Where tasks run, and how many at a time (None: one for each core, or as many as the cluster allows)."""
+    """Where tasks run, and how many at a time (None: one for each core, or as many as the cluster
+    allows).
+    """
 
     name: Literal["local", "ray", "slurm"] = "local"
     workers: int | None = None
@@ -143,15 +167,20 @@ class Engine:
             import ray  # noqa: F401
         if self.name == "slurm" and self.cluster.slurm is None:
             raise DcclipError(
-                "--engine slurm requires a partition", "set it with: --set collect.cluster.slurm.partition=NAME"
+                "--engine slurm requires a partition",
+                "set it with: --set collect.cluster.slurm.partition=NAME",
             )
         if self.name == "slurm" and shutil.which("sbatch") is None:
-            raise DcclipError("--engine slurm: sbatch is not installed", "run this command on a Slurm login node")
+            raise DcclipError(
+                "--engine slurm: sbatch is not installed", "run this command on a Slurm login node"
+            )
 
     def started(self, tasks: int) -> AbstractContextManager[ProcessPoolExecutor | None]:
         """Worker processes for all steps of up to so many tasks each, if that takes any."""
         number = min(tasks, self.workers or cores())
-        return process_pool(number, IMPORTS) if self.name == "local" and number > 1 else nullcontext()
+        return (
+            process_pool(number, IMPORTS) if self.name == "local" and number > 1 else nullcontext()
+        )
 
     def run(
         self,
@@ -162,8 +191,8 @@ class Engine:
     ) -> None:
         """Do all unfinished tasks of a step, with `started` workers or with some of its own.
 
-        `tell` is called with the number of each task once it is done. Raises DcclipError where tasks failed; clusters
-        log them to `logs`.
+        `tell` is called with the number of each task once it is done. Raises DcclipError where
+        tasks failed; clusters log them to `logs`.
         """
         pending = [task for task in range(step.tasks) if not step.done(task)]
         if not pending:
@@ -177,18 +206,29 @@ class Engine:
             if step.done(task):
                 tell(task)
         if failed := [task for task in pending if not step.done(task)]:
-            message = Message("{} of {} tasks failed; the first is {}", len(failed), step.tasks, failed[0])
+            message = Message(
+                "{} of {} tasks failed; the first is {}", len(failed), step.tasks, failed[0]
+            )
             raise DcclipError(
-                message, "fix the cause (see {}), then run the same command again: only unfinished tasks run", logs
+                message,
+                "fix the cause (see {}), then run the same command again: only "
+                "unfinished tasks run",
+                logs,
             )
 
-    def _on_this_machine(self, step: Step, pending: list[int], workers: ProcessPoolExecutor | None) -> Iterator[int]:
-        """Yields tasks as they end. Raises a task's error, or DcclipError if a worker process is killed."""
+    def _on_this_machine(
+        self, step: Step, pending: list[int], workers: ProcessPoolExecutor | None
+    ) -> Iterator[int]:
+        """Yields tasks as they end. Raises a task's error, or DcclipError if a worker process is
+        killed.
+        """
         with nullcontext(workers) if workers else self.started(len(pending)) as pool:
             if pool is None or len(pending) == 1:
                 yield from map(step.run_and_return, pending)
             else:
-                hint = Message("run the same command again with fewer --workers, or reduce collect.shard_size")
+                hint = Message(
+                    "run the same command again with fewer --workers, or reduce collect.shard_size"
+                )
                 yield from calls(pool, step.run_and_return, pending, hint)
 
     def _on_ray(self, step: Step, pending: list[int], logs: Path) -> Iterator[int]:
@@ -198,10 +238,13 @@ class Engine:
         if not ray.is_initialized():
             local_cores = None if os.environ.get("RAY_ADDRESS") else self.workers
             if paths := os.environ.get("PYTHONPATH"):
-                os.environ["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, paths.split(os.pathsep)))
+                os.environ["PYTHONPATH"] = os.pathsep.join(
+                    map(os.path.abspath, paths.split(os.pathsep))
+                )
             with chdir(sys.prefix):  # Ray's workers import from the current folder first
                 ray.init(num_cpus=local_cores, log_to_driver=False, logging_level=logging.ERROR)
-        remote, shared = ray.remote(lambda step, task: step.run(task)), ray.put(step)
+        remote = ray.remote(lambda step, task: step.run(task))
+        shared = ray.put(step)
         running: dict[Any, int] = {}
         waiting = list(reversed(pending))
         while waiting or running:
@@ -218,13 +261,17 @@ class Engine:
             yield task
 
     def _on_slurm(self, step: Step, pending: list[int], logs: Path) -> Iterator[int]:
-        """Submit job arrays, unless those of an interrupted command are still in the queue, and wait for them."""
-        last_job, told = logs / "job", set[int]()
+        """Submit job arrays, unless those of an interrupted command are still in the queue, and
+        wait for them.
+        """
+        last_job = logs / "job"
+        told = set[int]()
         if not (last_job.exists() and _in_queue(last_job.read_text("utf-8"))):
             options = self.cluster.slurm
             assert options is not None  # `check`
             logs.mkdir(parents=True, exist_ok=True)
-            pickled, script = logs.absolute() / "step.pickle", logs / "job.sh"
+            pickled = logs.absolute() / "step.pickle"
+            script = logs / "job.sh"
             pickled.write_bytes(pickle.dumps((step, pending)))
             directives = {
                 "partition": options.partition,
@@ -236,18 +283,27 @@ class Engine:
                 **options.sbatch,
             }
             lines = "\n".join(f"#SBATCH --{name}={value}" for name, value in directives.items())
-            setup = options.setup or f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH"
+            setup = (
+                options.setup
+                or f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH"
+            )
             text = _SCRIPT.format(directives=lines, setup=setup, step=shlex.quote(str(pickled)))
             script.write_text(text, encoding="utf-8")
-            at_a_time, job = f"%{self.workers}" if self.workers else "", ""
-            for first in range(0, len(pending), _LARGEST_ARRAY):  # arrays start one after the other
+            at_a_time = f"%{self.workers}" if self.workers else ""
+            job = ""
+            # arrays start one after the other
+            for first in range(0, len(pending), _LARGEST_ARRAY):
                 size = min(_LARGEST_ARRAY, len(pending) - first)
                 command = ["sbatch", "--parsable", f"--array=0-{size - 1}{at_a_time}"]
                 command += [f"--dependency=afterany:{job}"] if job else []
-                sbatch = subprocess.run([*command, str(script), str(first)], capture_output=True, text=True)
+                sbatch = subprocess.run(
+                    [*command, str(script), str(first)], capture_output=True, text=True
+                )
                 if sbatch.returncode:
                     reason = sbatch.stderr.strip()[:500]
-                    raise DcclipError("sbatch failed: {}", "check collect.cluster and {}", reason, script)
+                    raise DcclipError(
+                        "sbatch failed: {}", "check collect.cluster and {}", reason, script
+                    )
                 job = sbatch.stdout.strip().partition(";")[0]
                 last_job.write_text(job, encoding="utf-8")
         queued = True
@@ -260,9 +316,13 @@ class Engine:
 
 
 def _in_queue(job: str) -> bool:
-    """Whether tasks of a Slurm job are waiting or running; where squeue fails, the controller may only be busy."""
+    """Whether tasks of a Slurm job are waiting or running; where squeue fails, the controller may
+    only be busy.
+    """
     squeue = subprocess.run(["squeue", "--noheader", "--jobs", job], capture_output=True, text=True)
-    return "Invalid job id" not in squeue.stderr if squeue.returncode else bool(squeue.stdout.strip())
+    return (
+        "Invalid job id" not in squeue.stderr if squeue.returncode else bool(squeue.stdout.strip())
+    )
 
 
 if __name__ == "__main__":  # a task of a Slurm array: the pickle is that of `_on_slurm`

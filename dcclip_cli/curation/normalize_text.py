@@ -9,15 +9,20 @@ from typing import Any
 
 from pydantic import Field
 
+from dcclip_cli.core.options import Options
 from dcclip_cli.data.pair import Language
 from dcclip_cli.data.reading import Drop
-from dcclip_cli.options import Options
 
-MAX_CAPTION_CHARACTERS = 10_000  # whatever the recipe allows: longer text is a document, not a caption
+MAX_CAPTION_CHARACTERS = (
+    10_000  # whatever the recipe allows: longer text is a document, not a caption
+)
 
-# \ud800...: lone surrogates, not UTF-8. `normalize` repairs U+0080 to U+009F: ç¬« is 猫 read as Latin-1.
+# \ud800...: lone surrogates, not UTF-8. `normalize` repairs U+0080 to U+009F: ç¬« is 猫 read as
+# Latin-1.
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
-_INVISIBLE = re.compile("[\u00ad\u200b\u2060\u2066-\u2069\u202a-\u202e\u200e\u200f\ufeff]")  # joiners are kept: 👨‍👩‍👧
+_INVISIBLE = re.compile(
+    "[\u00ad\u200b\u2060\u2066-\u2069\u202a-\u202e\u200e\u200f\ufeff]"
+)  # joiners are kept: 👨‍👩‍👧
 _HAN = re.compile(r"[\u4e00-\u9fff]")
 _CHINESE = re.compile(r"[\x20-\x7e\u3000-\u303f\u4e00-\u9fff\uff00-\uffef·—…‘’“”×]+")
 _HIGH_LATIN = re.compile(r"[\u00a1-\u00fe]{4}")
@@ -28,9 +33,13 @@ _REPAIRS: dict[str, Any] = dict.fromkeys(
 
 
 class NormalizeOptions(Options):
-    """Clean-up of every caption before filtering, in addition to encodings, HTML entities, NFC and white space."""
+    """Clean-up of every caption before filtering, in addition to encodings, HTML entities, NFC and
+    white space.
+    """
 
-    simplify: bool = Field(False, description="Convert Traditional to Simplified Chinese in Chinese captions")
+    simplify: bool = Field(
+        False, description="Convert Traditional to Simplified Chinese in Chinese captions"
+    )
 
 
 def normalize(caption: str, language: Language, options: NormalizeOptions) -> str:
@@ -39,7 +48,8 @@ def normalize(caption: str, language: Language, options: NormalizeOptions) -> st
         for _ in range(3):  # &amp;amp;quot; was escaped three times
             caption = html.unescape(caption)
     if not caption.isascii():
-        repaired = ""  # the Chinese behind 绾㈣壊璺戣溅 (UTF-8 read as GBK) or ºìÉ«ÅÜ³µ (GBK read as Latin-1)
+        # the Chinese behind 绾㈣壊璺戣溅 (UTF-8 read as GBK) or ºìÉ«ÅÜ³µ (GBK read as Latin-1)
+        repaired = ""
         if _HAN.search(caption):
             repaired = as_gbk(caption).decode("utf-8", "replace")
         elif _HIGH_LATIN.search(caption):
@@ -56,15 +66,26 @@ def normalize(caption: str, language: Language, options: NormalizeOptions) -> st
 
 
 def check_characters(caption: str) -> Drop | None:
-    """`caption-control` or `caption-long` for captions that no recipe may keep. Call it before `normalize`."""
+    """`caption-control` or `caption-long` for captions that no recipe may keep. Call it before
+    `normalize`.
+    """
     if len(caption) > MAX_CAPTION_CHARACTERS:
-        return Drop("caption-long", f"{len(caption):,} characters, never more than {MAX_CAPTION_CHARACTERS:,}")
+        return Drop(
+            "caption-long",
+            f"{len(caption):,} characters, never more than {MAX_CAPTION_CHARACTERS:,}",
+        )
     control = _CONTROL.search(caption)
-    return Drop("caption-control", f"contains the character U+{ord(control[0]):04X}") if control else None
+    return (
+        Drop("caption-control", f"contains the character U+{ord(control[0]):04X}")
+        if control
+        else None
+    )
 
 
 def as_gbk(text: str) -> bytes:
-    """The text encoded in GBK as browsers do it, with the euro sign at 0x80, which Python's codec lacks."""
+    """The text encoded in GBK as browsers do it, with the euro sign at 0x80, which Python's codec
+    lacks.
+    """
     return text.encode("gb18030", "replace").replace(b"\xa2\xe3", b"\x80")
 
 

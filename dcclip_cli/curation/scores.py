@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 from pydantic import AfterValidator, Field
 
+from dcclip_cli.core.errors import DcclipError, Message
 from dcclip_cli.curation.dedup import GlobalFilter
 from dcclip_cli.data.pair import LANGUAGES, Language, Pair
-from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.model.precision import torch_device
 from dcclip_cli.model.preprocess import decode
 from dcclip_cli.model.reference import resolve
@@ -39,14 +39,18 @@ Score = Callable[[Batch], "list[Scores]"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 
 DECIMALS = 5  # of a stored score: finer differences depend on the machine
-MAX_PIXELS = 32_000_000  # of decoded images in memory, 4 bytes each; a larger one is scored by itself
+MAX_PIXELS = (
+    32_000_000  # of decoded images in memory, 4 bytes each; a larger one is scored by itself
+)
 BATCH = 32  # images, or texts, that a model gets at a time
 _ROWS_AT_A_TIME = 50_000  # that are written
 NO_DEVICE_HINT = "leave out the scorer's device, or set it to cpu"
 
 
 class ScorerOptions(GlobalFilter):
-    """Base class of scorers: their options, how they score, and what is dropped for their scores (`apply`)."""
+    """Base class of scorers: their options, how they score, and what is dropped for their scores
+    (`apply`).
+    """
 
     kind: str
     name: str | None = Field(
@@ -61,11 +65,15 @@ class ScorerOptions(GlobalFilter):
 
     @abstractmethod
     def check(self) -> None:
-        """Raises DcclipError if the model is absent, as far as that is known without loading or downloading it."""
+        """Raises DcclipError if the model is absent, as far as that is known without loading or
+        downloading it.
+        """
 
     @abstractmethod
     def open(self) -> Score:
-        """A function from pairs and decoded images to scores; the model is loaded once per process, or DcclipError."""
+        """A function from pairs and decoded images to scores; the model is loaded once per
+        process, or DcclipError.
+        """
 
 
 # NaN scores are stored as NULL, and drop the pair.
@@ -85,19 +93,23 @@ def drop_pairs(connection: DuckDBPyConnection, stored: str, reason: str, thresho
 
 
 def unique_names(scorers: tuple[ScorerOptions, ...]) -> tuple[ScorerOptions, ...]:
-    """The scorers unchanged. Raises ValueError if two of them would store their scores under one name."""
+    """The scorers unchanged. Raises ValueError if two of them would store their scores under one
+    name.
+    """
     names = Counter(scorer.stored for scorer in scorers)
     if twice := sorted(name for name, count in names.items() if count > 1):
-        raise ValueError(Message("two scorers have the name {}: give each a different name", twice[0]))
+        raise ValueError(
+            Message("two scorers have the name {}: give each a different name", twice[0])
+        )
     return scorers
 
 
 def score_slice(pairs: Iterable[Pair], scorers: Sequence[ScorerOptions], out: Path) -> None:
     """Write the scores of pairs to the Parquet file `out`, in the order of the pairs.
 
-    Columns: `key`, `name` (of the score), `language` and `place` (of the scored caption; null for a score of the pair),
-    `value` (null for NaN). Torch uses one thread: several slices are scored at a time, and sums are the same however
-    many. Raises DcclipError if a model cannot be loaded.
+    Columns: `key`, `name` (of the score), `language` and `place` (of the scored caption; null for
+    a score of the pair), `value` (null for NaN). Torch uses one thread: several slices are scored
+    at a time, and sums are the same however many. Raises DcclipError if a model cannot be loaded.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -140,7 +152,8 @@ def _batches(pairs: Iterable[Pair]) -> Iterator[list[tuple[Pair, Image.Image]]]:
         area = image.width * image.height
         if batch and (len(batch) == BATCH or pixels + area > MAX_PIXELS):
             yield batch
-            batch, pixels = [], 0
+            batch = []
+            pixels = 0
         batch.append((pair, image))
         pixels += area
     if batch:
@@ -148,7 +161,9 @@ def _batches(pairs: Iterable[Pair]) -> Iterator[list[tuple[Pair, Image.Image]]]:
 
 
 class CachingEncoder:
-    """A dual encoder that keeps the embeddings of the last images, for a second scorer with the same model."""
+    """A dual encoder that keeps the embeddings of the last images, for a second scorer with the
+    same model.
+    """
 
     def __init__(self, model: Encoder) -> None:
         self.model = model
@@ -158,7 +173,9 @@ class CachingEncoder:
     def images(self, batch: Batch) -> np.ndarray:
         """(B, D) embeddings of length 1."""
         if batch is not self._batch:
-            self._embeddings = self.model.encode_pixels(np.stack([self.model.preprocess(image) for _, image in batch]))
+            self._embeddings = self.model.encode_pixels(
+                np.stack([self.model.preprocess(image) for _, image in batch])
+            )
             self._batch = batch
         return self._embeddings
 
@@ -171,7 +188,9 @@ class CachingEncoder:
 
 @functools.lru_cache(maxsize=4)
 def open_encoder(model: str | Teacher, device: str) -> CachingEncoder:
-    """The encoder for a model reference or a teacher's options, loaded once in each process; a bundle without torch."""
+    """The encoder for a model reference or a teacher's options, loaded once in each process; a
+    bundle without torch.
+    """
     from dcclip_cli.inference.encoder import TorchEncoder, load_encoder
 
     if isinstance(model, str):
@@ -182,7 +201,9 @@ def open_encoder(model: str | Teacher, device: str) -> CachingEncoder:
 
 
 class _DualEncoderScorer(ScorerOptions):
-    model: str | Teacher = Field(description="Model reference as for --model, or the options of a teacher")
+    model: str | Teacher = Field(
+        description="Model reference as for --model, or the options of a teacher"
+    )
 
     def check(self) -> None:
         if isinstance(self.model, str):
@@ -193,21 +214,25 @@ class _DualEncoderScorer(ScorerOptions):
 
 
 class Agreement(_DualEncoderScorer):
-    """Drops captions that match their images worst, by the cosine of both embeddings of a dual encoder (CLIP score).
+    """Drops captions that match their images worst, by the cosine of both embeddings of a dual
+    encoder (CLIP score).
 
-    Without `keep` and `threshold`, the cosines are stored and nothing is dropped. Each model has its own scale; see the
-    histogram in report.html. If a language has both limits, a caption must pass both; captions with equal cosines are
-    all kept or all dropped. `keep` counts the captions that passed the filters, before duplicates are removed.
+    Without `keep` and `threshold`, the cosines are stored and nothing is dropped. Each model has
+    its own scale; see the histogram in report.html. If a language has both limits, a caption must
+    pass both; captions with equal cosines are all kept or all dropped. `keep` counts the captions
+    that passed the filters, before duplicates are removed.
     """
 
     kind: Literal["agreement"] = "agreement"
     keep: dict[Language, Annotated[float, Field(gt=0, le=1)] | None] = Field(
         {},
-        description="Fraction of each language's captions to keep, those with the highest cosine similarity; "
+        description="Fraction of each language's captions to keep, those with the highest cosine "
+        "similarity; "
         "null keeps all",
     )
     threshold: dict[Language, Annotated[float, Field(ge=-1, le=1)] | None] = Field(
-        {}, description="Minimum cosine similarity of image and caption for each language; null accepts any"
+        {},
+        description="Minimum cosine similarity of image and caption for each language; null accepts any",
     )
 
     def open(self) -> Score:
@@ -215,13 +240,24 @@ class Agreement(_DualEncoderScorer):
 
         def score(batch: Batch) -> list[Scores]:
             pairs = [(row, pair) for row, (pair, _) in enumerate(batch)]
-            captions = [(row, text) for row, pair in pairs for name in LANGUAGES for text in pair.captions(name)]
+            captions = [
+                (row, text)
+                for row, pair in pairs
+                for name in LANGUAGES
+                for text in pair.captions(name)
+            ]
             cosines: Iterator[float] = iter(())
             if captions:
                 rows, texts = zip(*captions, strict=True)
-                cosines = iter((encoder.images(batch)[list(rows)] * encoder.texts(texts)).sum(axis=1).tolist())
+                cosines = iter(
+                    (encoder.images(batch)[list(rows)] * encoder.texts(texts)).sum(axis=1).tolist()
+                )
             return [
-                {self.stored: {name: [next(cosines) for _ in pair.captions(name)] for name in LANGUAGES}}
+                {
+                    self.stored: {
+                        name: [next(cosines) for _ in pair.captions(name)] for name in LANGUAGES
+                    }
+                }
                 for pair, _ in batch
             ]
 
@@ -229,18 +265,29 @@ class Agreement(_DualEncoderScorer):
 
     def apply(self, connection: DuckDBPyConnection) -> None:
         for language in LANGUAGES:
-            threshold, keep, best = self.threshold.get(language), self.keep.get(language), None
-            if keep:  # of all captions: the lowest score of the best is read before the threshold drops any
+            threshold = self.threshold.get(language)
+            keep = self.keep.get(language)
+            best = None
+            # of all captions: the lowest score of the best is read before the threshold drops any
+            if keep:
                 values = {"name": self.stored, "language": language}
-                [(count,)] = connection.execute(f"SELECT count(value) FROM {_SCORED}", values).fetchall()
-                last = max(math.ceil(keep * count - 1e-9), 1) - 1  # 0.8 * 5 is a little more than 4 in floating point
+                [(count,)] = connection.execute(
+                    f"SELECT count(value) FROM {_SCORED}", values
+                ).fetchall()
+                last = (
+                    max(math.ceil(keep * count - 1e-9), 1) - 1
+                )  # 0.8 * 5 is a little more than 4 in floating point
                 ordered = f"SELECT value FROM {_SCORED} WHERE value IS NOT NULL ORDER BY value DESC"
                 best = connection.execute(f"{ordered} LIMIT 1 OFFSET {last}", values).fetchone()
             limits = [] if threshold is None else [(threshold, f"below {threshold:.3f}")]
             if keep and best:
                 limits.append((best[0], f"the best {100 * keep:.3g} % begin at {best[0]:.3f}"))
             for least, label in limits:
-                parameters = {"name": self.stored, "reason": f"{self.stored}-low", "language": language}
+                parameters = {
+                    "name": self.stored,
+                    "reason": f"{self.stored}-low",
+                    "language": language,
+                }
                 connection.execute(_DROP_BELOW, parameters | {"least": least, "label": label})
 
 
@@ -262,18 +309,22 @@ INSERT INTO caption_drops
 class Prompts(_DualEncoderScorer):
     """Drops images by zero-shot classification, if the texts in `reject` are too probable.
 
-    The softmax is over the texts of both lists, so the result depends on `against` as well: use similarly worded
-    texts in both lists, in each language that the model supports.
+    The softmax is over the texts of both lists, so the result depends on `against` as well: use
+    similarly worded texts in both lists, in each language that the model supports.
     """
 
     kind: Literal["prompts"] = "prompts"
-    reject: tuple[str, ...] = Field(min_length=1, description="Descriptions of unwanted images, Chinese or English")
+    reject: tuple[str, ...] = Field(
+        min_length=1, description="Descriptions of unwanted images, Chinese or English"
+    )
     against: tuple[str, ...] = Field(
         ("a photo", "an illustration", "一张照片", "一幅插图"),
         min_length=1,
         description="Descriptions of wanted images",
     )
-    threshold: float = Field(0.5, gt=0, le=1, description="Probability of `reject` at which a pair is dropped")
+    threshold: float = Field(
+        0.5, gt=0, le=1, description="Probability of `reject` at which a pair is dropped"
+    )
 
     def open(self) -> Score:
         from dcclip_cli.inference.zero_shot import softmax
@@ -283,7 +334,10 @@ class Prompts(_DualEncoderScorer):
 
         def score(batch: Batch) -> list[Scores]:
             probabilities = softmax(encoder.images(batch), classes, encoder.model.logit_scale)
-            return [{self.stored: value} for value in probabilities[:, : len(self.reject)].sum(axis=1).tolist()]
+            return [
+                {self.stored: value}
+                for value in probabilities[:, : len(self.reject)].sum(axis=1).tolist()
+            ]
 
         return score
 

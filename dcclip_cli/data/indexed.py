@@ -1,6 +1,7 @@
 """Pairs in indexed shards: found through mapped files, read by place, compared with their digests.
 
-The images of a Parquet file are unpacked to a file in the cache folder when the first of them is read.
+The images of a Parquet file are unpacked to a file in the cache folder when the first of them is
+read.
 """
 
 from __future__ import annotations
@@ -17,12 +18,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dcclip_cli.core.errors import DcclipError, Message
+from dcclip_cli.core.files import atomic_file, cache_folder, json_object, lock
 from dcclip_cli.data.index import Index, read_batch
-from dcclip_cli.data.pair import LANGUAGES, ConcatDataset, Language, Lazy, Pair, PairDataset, image_digest
+from dcclip_cli.data.pair import (
+    LANGUAGES,
+    ConcatDataset,
+    Language,
+    Lazy,
+    Pair,
+    PairDataset,
+    image_digest,
+)
 from dcclip_cli.data.remote import CACHE_BYTES, DataFile, check_room, local_file
 from dcclip_cli.data.shards import group_images
-from dcclip_cli.errors import DcclipError, Message
-from dcclip_cli.files import atomic_file, cache_folder, json_object, lock
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -32,20 +41,26 @@ _CHUNKS = 1_024  # record batches that are mapped at a time
 
 
 def _images_file(index: Index, max_bytes: int) -> DataFile:
-    """The file that has an index's images: a tar itself; those of a Parquet file are unpacked to the cache folder.
+    """The file that has an index's images: a tar itself; those of a Parquet file are unpacked to
+    the cache folder.
 
     Of the unpacked files, the oldest are removed to stay within `max_bytes`.
     """
-    file, metadata = index.file, index.metadata
+    file = index.file
+    metadata = index.metadata
     if not metadata.groups:
         return file
-    folder, size = cache_folder() / "images", _unpacked_bytes(index)
+    folder = cache_folder() / "images"
+    size = _unpacked_bytes(index)
     path = folder / f"{metadata.sha256[:32]}.images"  # by content, wherever that is
     if not _has_size(path, size):
         with lock(folder / f".{path.name[:2]}.lock"):  # one of 256: lock files do not add up
             if not _has_size(path, size):
                 remove_oldest(folder, max_bytes - size)
-                with atomic_file(path) as temporary, temporary.open("wb", buffering=1 << 20) as target:
+                with (
+                    atomic_file(path) as temporary,
+                    temporary.open("wb", buffering=1 << 20) as target,
+                ):
                     for group in range(len(metadata.groups)):
                         images = group_images(file, group, metadata.columns.get("image", "image"))
                         target.writelines(image or b"" for image in images)
@@ -77,25 +92,39 @@ def _has_size(path: Path, size: int) -> bool:
 
 
 class IndexedDataset(ConcatDataset):
-    """Pairs in tars and Parquet files, found through the index of each: its record batches, one after the other.
+    """Pairs in tars and Parquet files, found through the index of each: its record batches, one
+    after the other.
 
-    Only the number of rows of each index is in memory: captions are looked up in the mapped files, and each image is
-    compared with its digest when it is read.
+    Only the number of rows of each index is in memory: captions are looked up in the mapped files,
+    and each image is compared with its digest when it is read.
     """
 
     def __init__(
-        self, path: str | Path, indexes: Sequence[Index], uncaptioned: bool = False, cache_bytes: int = CACHE_BYTES
+        self,
+        path: str | Path,
+        indexes: Sequence[Index],
+        uncaptioned: bool = False,
+        cache_bytes: int = CACHE_BYTES,
     ) -> None:
-        """With `uncaptioned`, images without a record belong to it as well; `cache_bytes`: limit of unpacked images."""
-        self.path, self._indexes, self._uncaptioned = path, list(indexes), uncaptioned
-        counts = [index.metadata.rows if uncaptioned else index.metadata.captioned for index in indexes]
-        self._places = [(shard, batch) for shard, rows in enumerate(counts) for batch in range(len(rows))]
+        """With `uncaptioned`, images without a record belong to it as well; `cache_bytes`: limit
+        of unpacked images.
+        """
+        self.path = path
+        self._indexes = list(indexes)
+        self._uncaptioned = uncaptioned
+        counts = [
+            index.metadata.rows if uncaptioned else index.metadata.captioned for index in indexes
+        ]
+        self._places = [
+            (shard, batch) for shard, rows in enumerate(counts) for batch in range(len(rows))
+        ]
         self.firsts = [0, *accumulate(chain.from_iterable(counts))]
         self._cache_bytes = cache_bytes
         unpacked = {index.metadata.sha256: _unpacked_bytes(index) for index in indexes}
         check_room(path, sum(unpacked.values()), 0, cache_bytes, cache_folder() / "images")
         self._images: dict[int, DataFile] = {}  # by shard, those that were read
-        count, chunk = len(self._places), lru_cache(_CHUNKS)(self._chunk)
+        count = len(self._places)
+        chunk = lru_cache(_CHUNKS)(self._chunk)
         self._datasets = Lazy(count, chunk, lambda: map(self._chunk, range(count)))
 
     def __reduce__(self) -> tuple[type, tuple[str | Path, Sequence[Index], bool, int]]:
@@ -103,7 +132,9 @@ class IndexedDataset(ConcatDataset):
 
     @cached_property
     def fingerprint(self) -> str:
-        return hashlib.sha256("".join(index.metadata.sha256 for index in self._indexes).encode()).hexdigest()
+        return hashlib.sha256(
+            "".join(index.metadata.sha256 for index in self._indexes).encode()
+        ).hexdigest()
 
     def first_of(self, shard: int) -> int:
         """The first sample of a shard or of those after it."""
@@ -119,8 +150,12 @@ class IndexedDataset(ConcatDataset):
         shard, batch = self._places[number]
         index = self._indexes[shard]
         before = sum(index.metadata.rows[:batch])
-        selected = not self._uncaptioned and index.metadata.captioned[batch] < index.metadata.rows[batch]
-        return _Chunk(index, read_batch(index, batch), before, selected, partial(self._images_of, shard))
+        selected = (
+            not self._uncaptioned and index.metadata.captioned[batch] < index.metadata.rows[batch]
+        )
+        return _Chunk(
+            index, read_batch(index, batch), before, selected, partial(self._images_of, shard)
+        )
 
 
 class _Chunk(PairDataset):
@@ -140,9 +175,12 @@ class _Chunk(PairDataset):
         self._batch = batch
         self._before = before
         self._images_file = images_file
-        self._offset, self._size = batch["offset"].to_numpy(), batch["size"].to_numpy()
+        self._offset = batch["offset"].to_numpy()
+        self._size = batch["size"].to_numpy()
         self._columns = {name: batch[name] for name in ("key", *LANGUAGES, "meta", "digest")}
-        self._selected = np.flatnonzero(batch["captioned"].to_numpy(zero_copy_only=False)) if selected else None
+        self._selected = (
+            np.flatnonzero(batch["captioned"].to_numpy(zero_copy_only=False)) if selected else None
+        )
         groups = np.asarray(index.metadata.groups, np.int64).reshape(-1, 2).cumsum(0)
         self._group_ends = groups[:, 0]
         self._group_starts = np.append(0, groups[:, 1])  # in the file of unpacked images
@@ -166,22 +204,32 @@ class _Chunk(PairDataset):
         return Lazy(len(self), get, lambda: map(tuple, self._all(language)))
 
     def image(self, index: int) -> bytes:
-        """The bytes of a sample's image. Raises DcclipError where they are not those that were indexed."""
-        row, file = self._rows(index), self._index.file
-        offset, size = int(self._offset[row]), int(self._size[row])
+        """The bytes of a sample's image. Raises DcclipError where they are not those that were
+        indexed.
+        """
+        row = self._rows(index)
+        file = self._index.file
+        offset = int(self._offset[row])
+        size = int(self._size[row])
         if size < 0:
             message = Message("{}: pair {} has no image data", file, self._value("key", index))
             raise DcclipError(message, "remove the pair, or add its image")
         images = self._images_file()
         if len(self._group_ends):
-            offset += int(self._group_starts[self._group_ends.searchsorted(self._before + row, "right")])
+            offset += int(
+                self._group_starts[self._group_ends.searchsorted(self._before + row, "right")]
+            )
         image = images.read(offset, size)
         if image_digest(image) != self.image_digest(index):
             if images != file:
-                Path(images.location).unlink(missing_ok=True)  # in case it is the cache that is damaged
+                Path(images.location).unlink(
+                    missing_ok=True
+                )  # in case it is the cache that is damaged
             key = self._value("key", index)
             message = Message("{}: the image of pair {} changed after it was indexed", file, key)
-            raise DcclipError(message, Message("index the data again: dcclip index --fresh {}", file))
+            raise DcclipError(
+                message, Message("index the data again: dcclip index --fresh {}", file)
+            )
         return image
 
     def image_digest(self, index: int) -> bytes:
@@ -189,7 +237,9 @@ class _Chunk(PairDataset):
 
     def first_caption_ids(self, indices: np.ndarray) -> np.ndarray:
         rows = self._rows(indices)
-        return np.stack([self._batch[f"{language}_id"].to_numpy()[rows] for language in LANGUAGES], 1)
+        return np.stack(
+            [self._batch[f"{language}_id"].to_numpy()[rows] for language in LANGUAGES], 1
+        )
 
     def _rows(self, places: Any) -> Any:
         return places if self._selected is None else self._selected[places]

@@ -1,4 +1,6 @@
-"""Pixels of training images: decoded, augmented and resized as uint8 in the loader, normalized on the device."""
+"""Pixels of training images: decoded, augmented and resized as uint8 in the loader, normalized on
+the device.
+"""
 
 from __future__ import annotations
 
@@ -29,38 +31,46 @@ _TORCH_RESIZES = ("bicubic", "bilinear")
 
 @dataclass(frozen=True)
 class Uint8Pixels:
-    """An image as a tower takes it, before normalization: uint8 (3, size, size), in memory as (size, size, 3).
+    """An image as a tower takes it, before normalization: uint8 (3, size, size), in memory as
+    (size, size, 3).
 
-    torch resizes it, four times as fast as Pillow and to the same levels but for one in 200 that is one of 255 apart.
-    Where it resizes rows first and Pillow columns, or enlarges, levels are up to two apart (tests/data/test_pixels.py).
+    torch resizes it, four times as fast as Pillow and to the same levels but for one in 200 that
+    is one of 255 apart. Where it resizes rows first and Pillow columns, or enlarges, levels are up
+    to two apart (tests/data/test_pixels.py).
     """
 
     preprocessing: Preprocessing
 
     def __call__(self, image: Image.Image) -> np.ndarray:
-        settings, side = self.preprocessing, self.preprocessing.size
+        settings = self.preprocessing
+        side = self.preprocessing.size
         if settings.interpolation not in _TORCH_RESIZES or image.size == (side, side):
             return np.asarray(settings.resize(image)).transpose(2, 0, 1)
         (width, height), (column, row) = settings.placement(*image.size)
         pixels = torch.from_numpy(np.array(image))[None].permute(0, 3, 1, 2)
-        resized = torch.nn.functional.interpolate(pixels, (height, width), mode=settings.interpolation, antialias=True)
+        resized = torch.nn.functional.interpolate(
+            pixels, (height, width), mode=settings.interpolation, antialias=True
+        )
         square = resized[0].permute(1, 2, 0).numpy()[row : row + side, column : column + side]
         return np.ascontiguousarray(square).transpose(2, 0, 1)  # torch would copy byte by byte
 
 
 def training_preprocess(towers: Towers) -> Preprocess:
-    """What makes a tower's pixels in training: uint8, or the library's own floats where no Preprocessing does the same.
+    """What makes a tower's pixels in training: uint8, or the library's own floats where no
+    Preprocessing does the same.
 
     Evaluation and export use `towers.preprocess`, which resizes with Pillow.
     """
     if towers.preprocessing is None:
         return towers.preprocess
-    # Equal for towers that differ in what `normalized` does, so that pixels are made once for all of these.
+    # Equal for towers that differ in what `normalized` does, so that pixels are made once for all
+    # of these.
     return Uint8Pixels(replace(towers.preprocessing, mean=(0.0,) * 3, std=(1.0,) * 3))
 
 
 def normalized(pixels: torch.Tensor, preprocessing: Preprocessing | None) -> torch.Tensor:
-    """Pixels of `training_preprocess` as the tower's float32 input, on their device; floats are left as they are.
+    """Pixels of `training_preprocess` as the tower's float32 input, on their device; floats are
+    left as they are.
 
     On the CPU bit for bit the arithmetic of Preprocessing.
     """
@@ -81,35 +91,47 @@ def stacked(pixels: Sequence[np.ndarray]) -> torch.Tensor:
     """(B, 3, H, W) of B images' pixels, in memory as (B, H, W, 3): torch's channels_last."""
     if not pixels:
         return torch.zeros(0, 3, 1, 1)
-    return torch.from_numpy(np.stack([image.transpose(1, 2, 0) for image in pixels])).permute(0, 3, 1, 2)
+    return torch.from_numpy(np.stack([image.transpose(1, 2, 0) for image in pixels])).permute(
+        0, 3, 1, 2
+    )
 
 
 def draft_side(augment: Augment, preprocess: Sequence[Preprocess]) -> int:
-    """The side from which a JPEG may be decoded at a half, a quarter or an eighth of its size; 0: never.
+    """The side from which a JPEG may be decoded at a half, a quarter or an eighth of its size; 0:
+    never.
 
     What a crop leaves of it still has twice the pixels of the largest target.
     """
-    sizes = [transform.preprocessing.size if isinstance(transform, Uint8Pixels) else 0 for transform in preprocess]
+    sizes = [
+        transform.preprocessing.size if isinstance(transform, Uint8Pixels) else 0
+        for transform in preprocess
+    ]
     if 0 in sizes or augment.blur:  # whose radius is in pixels of the image
         return 0
-    smallest_part = math.sqrt(augment.crop) / max(1.0, *augment.scale)  # of an image's side that an augmented one has
+    smallest_part = math.sqrt(augment.crop) / max(
+        1.0, *augment.scale
+    )  # of an image's side that an augmented one has
     return math.ceil(2 * max(sizes) / smallest_part)
 
 
 class ImageCache:
-    """Keeps images, or their pixels, until `limit` bytes are in memory; later ones are made again each time.
+    """Keeps images, or their pixels, until `limit` bytes are in memory; later ones are made again
+    each time.
 
-    Nothing is evicted: an epoch asks for every image once, so the oldest is as good as any. Nothing is kept of data of
-    which less than a tenth would fit. `unreadable` has the reasons, by index, of images that a white one replaces.
+    Nothing is evicted: an epoch asks for every image once, so the oldest is as good as any.
+    Nothing is kept of data of which less than a tenth would fit. `unreadable` has the reasons, by
+    index, of images that a white one replaces.
     """
 
     def __init__(self, limit: int = CACHE_BYTES) -> None:
-        self._limit, self._bytes = limit, 0
+        self._limit = limit
+        self._bytes = 0
         self.unreadable = dict[int, str]()
         self._kept: dict[Hashable, Image.Image | tuple[np.ndarray, ...]] = {}
 
     def get(self, key: Hashable, make: Callable[[], Kept], count: int = 1) -> Kept:
-        """What has this key, from `make` where it is not in the cache; `count`: keys that an epoch asks for.
+        """What has this key, from `make` where it is not in the cache; `count`: keys that an epoch
+        asks for.
 
         Callers must not change it.
         """

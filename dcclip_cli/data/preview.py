@@ -1,4 +1,6 @@
-"""A first look at training data: whether it can be read, about how many samples, some captions; of URLs, a shard."""
+"""A first look at training data: whether it can be read, about how many samples, some captions; of
+URLs, a shard.
+"""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -9,6 +11,8 @@ from tarfile import BLOCKSIZE
 
 from PIL import Image
 
+from dcclip_cli.core.errors import DcclipError, Message
+from dcclip_cli.core.text import not_utf8
 from dcclip_cli.data.class_folders import images_below, no_pairs
 from dcclip_cli.data.dataset import Source, named, shards_at
 from dcclip_cli.data.pair import LANGUAGES, Language, Lazy, Pair, PairDataset
@@ -25,9 +29,7 @@ from dcclip_cli.data.shards import (
     tar_rows,
 )
 from dcclip_cli.data.unpaired import READERS
-from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.model.preprocess import decode
-from dcclip_cli.text import not_utf8
 
 _SAMPLE = 500  # samples that are looked at
 _FILES = 8  # that are looked into
@@ -35,7 +37,8 @@ _FILES = 8  # that are looked into
 
 @dataclass(frozen=True)
 class Preview:
-    """About how many samples there are, or `exact`ly, the captions of some of them, and the first `image`, if any.
+    """About how many samples there are, or `exact`ly, the captions of some of them, and the first
+    `image`, if any.
 
     `embeddings`: pairs have these in place of images.
     """
@@ -48,17 +51,26 @@ class Preview:
 
     def bytes_per_caption(self, languages: tuple[Language, ...]) -> float:
         """The mean length of a caption in UTF-8; 0 if there are none."""
-        texts = [text for captions in self.captions for language in languages for text in captions[language]]
+        texts = [
+            text
+            for captions in self.captions
+            for language in languages
+            for text in captions[language]
+        ]
         return sum(len(text.encode()) for text in texts) / max(1, len(texts))
 
 
 class PreviewDataset(PairDataset):
-    """As many samples as a preview counts, at least `count`: all have its image, or a white one, and its captions."""
+    """As many samples as a preview counts, at least `count`: all have its image, or a white one,
+    and its captions.
+    """
 
     path = "preview"
 
     def __init__(self, preview: Preview, kind: str, count: int) -> None:
-        self._preview, self._count, file = preview, max(count, preview.samples), BytesIO()
+        self._preview = preview
+        self._count = max(count, preview.samples)
+        file = BytesIO()
         Image.new("RGB", (256, 256), "white").save(file, "JPEG")
         self._image = preview.image or file.getvalue()
         self.num_images = 0 if kind == "texts" else self._count
@@ -75,44 +87,62 @@ class PreviewDataset(PairDataset):
         return Lazy(len(self), lambda index: self[index].captions(language))
 
 
-def preview_pairs(source: Source, columns: Columns | None = None, uncaptioned: bool = False) -> Preview:
-    """A first look at pairs. Raises DcclipError where nothing is there, it is something else, or it begins broken.
+def preview_pairs(
+    source: Source, columns: Columns | None = None, uncaptioned: bool = False
+) -> Preview:
+    """A first look at pairs. Raises DcclipError where nothing is there, it is something else, or
+    it begins broken.
 
     With `uncaptioned`, images without a record are samples as well.
     """
-    shards, columns = shards_at(source), columns or Columns()
+    shards = shards_at(source)
+    columns = columns or Columns()
     if not shards:
         raise no_pairs(named(source))
     for shard in shards:
         [shard] = local_copies([shard])
         preview_shard = _parquet if shard.name.endswith(".parquet") else _tar
         if preview := preview_shard(shard, columns_in(shard, columns), uncaptioned):
-            if shard != shards[-1] and not shards[-1].is_remote:  # raises where the download was cut off
+            if (
+                shard != shards[-1] and not shards[-1].is_remote
+            ):  # raises where the download was cut off
                 preview_shard(shards[-1], columns_in(shards[-1], columns), uncaptioned)
             everything = sum(file.size for file in shards)
-            samples, exact = round(preview.samples * everything / shard.size), preview.exact and len(shards) == 1
+            samples = round(preview.samples * everything / shard.size)
+            exact = preview.exact and len(shards) == 1
             return replace(preview, samples=samples, exact=exact)
     raise DcclipError("{} contains no pairs", "collect or download the data again", named(source))
 
 
 def may_have_captions(source: Source, columns: Columns, languages: Sequence[Language]) -> bool:
-    """Whether a pair has captions in all of the languages: in up to eight files, and row groups of a Parquet file.
+    """Whether a pair has captions in all of the languages: in up to eight files, and row groups of
+    a Parquet file.
 
     A single large tar, only the beginning of which is looked at, may have them.
     """
     shards = [shard for shard in shards_at(source) if shard.size]
     captions: list[Captions] = []
-    looked_at = [shards[0]] if shards and shards[0].is_remote else shards[:: max(1, len(shards) // _FILES)]
+    looked_at = (
+        [shards[0]] if shards and shards[0].is_remote else shards[:: max(1, len(shards) // _FILES)]
+    )
     for shard in local_copies(looked_at):
         if shard.name.endswith(".parquet"):
             used = columns_in(shard, columns)
             with open_parquet(shard) as parquet, parquet_errors(shard):
-                fields, count = [used.zh or "zh", used.en or "en", used.caption or ""], parquet.num_row_groups
+                fields = [used.zh or "zh", used.en or "en", used.caption or ""]
+                count = parquet.num_row_groups
                 names = [name for name in fields if name in parquet.schema_arrow.names]
                 groups = range(0, count if names else 0, max(1, count // _FILES))
-                batches = (parquet.iter_batches(row_groups=[group], columns=names) for group in groups)
-                records = (record for batch in chain.from_iterable(batches) for record in batch.to_pylist())
-                captions += [used.captions(record, f"{shard}: row {row}") for row, record in enumerate(records)]
+                batches = (
+                    parquet.iter_batches(row_groups=[group], columns=names) for group in groups
+                )
+                records = (
+                    record for batch in chain.from_iterable(batches) for record in batch.to_pylist()
+                )
+                captions += [
+                    used.captions(record, f"{shard}: row {row}")
+                    for row, record in enumerate(records)
+                ]
         elif preview := _tar(shard, columns, False):
             if len(shards) == 1 and len(preview.captions) >= _SAMPLE:
                 return True
@@ -128,7 +158,9 @@ def preview_images(path: str | Path, columns: Columns | None = None) -> Preview:
     files = [*images_below(folder)]
     if not files:
         raise DcclipError(
-            "{} contains no images", "use a folder of JPEG, PNG or WebP files, a .parquet file or a .tar file", path
+            "{} contains no images",
+            "use a folder of JPEG, PNG or WebP files, a .parquet file or a .tar file",
+            path,
         )
     image = _first_image(((str(file), file.read_bytes()) for file in files), uncaptioned=True)
     return Preview(len(files), [{"zh": (), "en": ()}], image, exact=True)
@@ -141,13 +173,26 @@ def preview_texts(source: str | Path, columns: Columns | None = None) -> Preview
         return preview_pairs(source, columns)
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
-            texts = list(islice((text for text in READERS[path.suffix.lower()](stream, path) if text), _SAMPLE))
+            texts = list(
+                islice(
+                    (text for text in READERS[path.suffix.lower()](stream, path) if text), _SAMPLE
+                )
+            )
     except UnicodeDecodeError:
         raise not_utf8(path) from None
     if not texts:
-        raise DcclipError("{} contains no text", "add texts (all lines are empty), or use another file", path)
-    captions: list[Captions] = [{language: text.get(language, ()) for language in LANGUAGES} for text in texts]
-    length = sum(len(text.encode()) + 1 for entry in captions for strings in entry.values() for text in strings)
+        raise DcclipError(
+            "{} contains no text", "add texts (all lines are empty), or use another file", path
+        )
+    captions: list[Captions] = [
+        {language: text.get(language, ()) for language in LANGUAGES} for text in texts
+    ]
+    length = sum(
+        len(text.encode()) + 1
+        for entry in captions
+        for strings in entry.values()
+        for text in strings
+    )
     return Preview(round(path.stat().st_size * len(texts) / length), captions)
 
 
@@ -162,14 +207,22 @@ def _parquet(file: DataFile, columns: Columns, uncaptioned: bool) -> Preview | N
         if batch is None or not parquet.metadata.num_rows:
             return None
         records = batch.to_pylist() if used else [{}]
-        captions = [columns.captions(record, f"{file}: row {row}") for row, record in enumerate(records)]
+        captions = [
+            columns.captions(record, f"{file}: row {row}") for row, record in enumerate(records)
+        ]
         image_column = columns.image or "image"
         image = None
         if image_column in names:
-            contents = ((f"{file}: the first image", image) for image in group_images(file, 0, image_column) if image)
+            contents = (
+                (f"{file}: the first image", image)
+                for image in group_images(file, 0, image_column)
+                if image
+            )
             image = _first_image(contents, uncaptioned)
         embeddings = image_column not in names
-        return Preview(int(parquet.metadata.num_rows), captions, image, exact=True, embeddings=embeddings)
+        return Preview(
+            int(parquet.metadata.num_rows), captions, image, exact=True, embeddings=embeddings
+        )
 
 
 def _tar(file: DataFile, columns: Columns, uncaptioned: bool) -> Preview | None:
@@ -191,7 +244,8 @@ def _tar(file: DataFile, columns: Columns, uncaptioned: bool) -> Preview | None:
 
 
 def _first_image(images: Iterable[tuple[str, bytes]], uncaptioned: bool) -> bytes | None:
-    """The first of some images, with where they are; of `uncaptioned` ones, the first that can be read of eight.
+    """The first of some images, with where they are; of `uncaptioned` ones, the first that can be
+    read of eight.
 
     Training replaces the others. Raises DcclipError if there is none that can be read.
     """

@@ -1,4 +1,6 @@
-"""Data files: listing them, reading them, and copying those of object stores to disk; errors show no credentials."""
+"""Data files: listing them, reading them, and copying those of object stores to disk; errors show
+no credentials.
+"""
 
 import glob
 import hashlib
@@ -14,19 +16,33 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from dcclip_cli.errors import DcclipError, Message
-from dcclip_cli.files import OpenFile, atomic_file, cache_folder, lock, refuse_special
-from dcclip_cli.progress import Progress, Silent
+from dcclip_cli.core.errors import DcclipError, Message
+from dcclip_cli.core.files import OpenFile, atomic_file, cache_folder, lock, refuse_special
+from dcclip_cli.core.progress import Progress, Silent
 
 T = TypeVar("T")
 CACHE_BYTES = 50 * 10**9
-PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "hf": "huggingface_hub", "https": "aiohttp", "http": "aiohttp"}
-WAITS_S = (1.0, 2.0, 4.0, 8.0, 16.0)  # before each further try: a server that restarts is not an error
+PACKAGES = {
+    "s3": "s3fs",
+    "gs": "gcsfs",
+    "hf": "huggingface_hub",
+    "https": "aiohttp",
+    "http": "aiohttp",
+}
+WAITS_S = (
+    1.0,
+    2.0,
+    4.0,
+    8.0,
+    16.0,
+)  # before each further try: a server that restarts is not an error
 _CONNECTIONS = 8  # files that are copied at a time
 _TOP = 10_000  # files that a pattern {0..N} may name
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _LOGIN = {
-    "s3": Message("set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; for a public bucket, FSSPEC_S3_ANON=true"),
+    "s3": Message(
+        "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; for a public bucket, FSSPEC_S3_ANON=true"
+    ),
     "gs": Message("log in with: gcloud auth application-default login"),
     "hf": Message("log in with: hf auth login"),
 }
@@ -48,7 +64,8 @@ _NETWORK_ERRORS = (
 
 @dataclass(frozen=True)
 class DataFile:
-    """A file of data: an absolute path or a URL, its size in bytes, and a version that changes with its content.
+    """A file of data: an absolute path or a URL, its size in bytes, and a version that changes
+    with its content.
 
     Those at URLs are read after `local_copies`.
     """
@@ -74,8 +91,16 @@ class DataFile:
         with self._read_errors():
             content = _opened(self).read(offset, size)
         if len(content) != size:
-            message = Message("{} returned {} bytes at position {} instead of {}", self, len(content), offset, size)
-            raise DcclipError(message, "copy the truncated or replaced file again, then run dcclip index on it")
+            message = Message(
+                "{} returned {} bytes at position {} instead of {}",
+                self,
+                len(content),
+                offset,
+                size,
+            )
+            raise DcclipError(
+                message, "copy the truncated or replaced file again, then run dcclip index on it"
+            )
         return content
 
     def open(self) -> BinaryIO:
@@ -95,10 +120,11 @@ class DataFile:
 def local_copies(
     files: Sequence[DataFile], max_bytes: int = CACHE_BYTES, progress: Progress | None = None
 ) -> list[DataFile]:
-    """The files on disk: those at URLs are copied to the cache folder first, unless they are there.
+    """The files on disk: those at URLs are copied to the cache folder first, unless they are
+    there.
 
-    Of several processes that share the folder, the first copies them. Raises DcclipError where that fails, or where
-    the copies would exceed `max_bytes`.
+    Of several processes that share the folder, the first copies them. Raises DcclipError where
+    that fails, or where the copies would exceed `max_bytes`.
     """
     folder = cache_folder() / "shards"
     copies: dict[DataFile, Path] = {}
@@ -110,7 +136,13 @@ def local_copies(
         with lock(folder / ".lock"):
             missing = {file: path for file, path in copies.items() if not path.exists()}
             kept_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-            check_room(next(iter(copies)), sum(file.size for file in missing), kept_bytes, max_bytes, folder)
+            check_room(
+                next(iter(copies)),
+                sum(file.size for file in missing),
+                kept_bytes,
+                max_bytes,
+                folder,
+            )
             total = len(missing)
             with (
                 (progress or Silent()).task(Message("download"), total) as task,
@@ -122,11 +154,19 @@ def local_copies(
 
 
 def check_room(source: object, needed: int, kept: int, max_bytes: int, folder: Path) -> None:
-    """Raise DcclipError if files of `needed` bytes do not fit next to those that are kept in a cache folder."""
+    """Raise DcclipError if files of `needed` bytes do not fit next to those that are kept in a
+    cache folder.
+    """
     if needed + kept > max_bytes:
         sizes = needed / 1e9, folder, kept / 1e9, max_bytes / 1e9
-        message = Message("{} needs {:.3g} GB in {}, which has {:.3g} GB and is limited to {:.3g} GB", source, *sizes)
-        raise DcclipError(message, "increase data.cache_gb, or delete what other data left in that folder")
+        message = Message(
+            "{} needs {:.3g} GB in {}, which has {:.3g} GB and is limited to {:.3g} GB",
+            source,
+            *sizes,
+        )
+        raise DcclipError(
+            message, "increase data.cache_gb, or delete what other data left in that folder"
+        )
 
 
 def _copy(file: DataFile, path: Path) -> None:
@@ -163,17 +203,21 @@ def shown(location: str | os.PathLike[str]) -> str:
 
 
 def list_files(location: str | os.PathLike[str]) -> list[DataFile]:
-    """The files at a location, sorted by name: one file, those in a folder (not below it), or those of a pattern.
+    """The files at a location, sorted by name: one file, those in a folder (not below it), or
+    those of a pattern.
 
-    A pattern has `*`, `?` or `[...]`, or `{00000..00099}` as in WebDataset; over http and https only the latter, for
-    these list no folders. Raises DcclipError where nothing is there.
+    A pattern has `*`, `?` or `[...]`, or `{00000..00099}` as in WebDataset; over http and https
+    only the latter, for these list no folders. Raises DcclipError where nothing is there.
     """
     text = os.fspath(location)
     if match := _BRACES.search(text):
         first, last = match.groups()
         if not 0 <= int(last) - int(first) < _TOP:
             raise DcclipError(
-                "{} must expand to 1 to {:,} files", "write a range such as {{00000..00099}}", shown(text), _TOP
+                "{} must expand to 1 to {:,} files",
+                "write a range such as {{00000..00099}}",
+                shown(text),
+                _TOP,
             )
         numbers = (str(number).zfill(len(first)) for number in range(int(first), int(last) + 1))
         locations = [text[: match.start()] + number + text[match.end() :] for number in numbers]
@@ -188,7 +232,9 @@ def list_files(location: str | os.PathLike[str]) -> list[DataFile]:
         refuse_special(path)
         paths = [path]
     else:
-        paths = sorted(Path(entry) for entry in glob.glob(text, recursive=True) if os.path.isfile(entry))
+        paths = sorted(
+            Path(entry) for entry in glob.glob(text, recursive=True) if os.path.isfile(entry)
+        )
         if not paths:
             hint = Message("check the path; in a recipe it is relative to the recipe's folder")
             raise DcclipError("{} does not exist", hint, text)
@@ -201,7 +247,8 @@ def local_file(path: Path) -> DataFile:
 
 
 def _list_remote(url: str) -> list[DataFile]:
-    scheme, system = url.partition("://")[0], _system(url)
+    scheme = url.partition("://")[0]
+    system = _system(url)
     web = scheme in ("http", "https")
 
     def entries() -> dict[str, dict[str, Any]]:
@@ -224,12 +271,16 @@ def _list_remote(url: str) -> list[DataFile]:
         if info["type"] == "file" and info.get("size") is not None
     ]
     if not files:
-        web_hint = Message("give the URL of a file, or a range of numbers: https://host/{{00000..00099}}.tar")
+        web_hint = Message(
+            "give the URL of a file, or a range of numbers: https://host/{{00000..00099}}.tar"
+        )
         raise DcclipError("{} contains no files", web_hint if web else "check the URL", shown(url))
     return files
 
 
-@lru_cache(maxsize=256 if hasattr(os, "pread") else 0)  # on Windows, an open file cannot be renamed or removed
+@lru_cache(
+    maxsize=256 if hasattr(os, "pread") else 0
+)  # on Windows, an open file cannot be renamed or removed
 def _opened(file: DataFile) -> OpenFile:
     return OpenFile(file.location)
 
@@ -239,7 +290,11 @@ def _system(url: str) -> Any:
     scheme = url.partition("://")[0]
     if scheme not in PACKAGES:
         raise DcclipError(
-            "{}: the protocol {}:// is not supported", "use one of {}", shown(url), scheme, ", ".join(PACKAGES)
+            "{}: the protocol {}:// is not supported",
+            "use one of {}",
+            shown(url),
+            scheme,
+            ", ".join(PACKAGES),
         )
     if not scheme.startswith("http") and "@" in url.split("/")[2]:
         raise DcclipError("{} contains a user name or password", _LOGIN[scheme], shown(url))
@@ -253,28 +308,37 @@ def _system_of(scheme: str, _process: int) -> Any:
 
         options: dict[str, Any] = {}
         if scheme == "s3":
-            # `_tried` waits, as for every store. But a listing is several requests: each is tried again by itself.
+            # `_tried` waits, as for every store. But a listing is several requests: each is tried
+            # again by itself.
             options["config_kwargs"] = {"retries": {"max_attempts": 2}, "connect_timeout": 10}
         elif scheme in ("http", "https"):
             import aiohttp
 
-            options["client_kwargs"] = {"timeout": aiohttp.ClientTimeout(sock_connect=10, sock_read=60)}
+            options["client_kwargs"] = {
+                "timeout": aiohttp.ClientTimeout(sock_connect=10, sock_read=60)
+            }
             options["headers"] = {"Accept-Encoding": "identity"}  # sizes are of the file itself
         system = fsspec.filesystem(scheme, **options)
     except ImportError:
         package = PACKAGES[scheme] if "fsspec" in sys.modules else f"fsspec {PACKAGES[scheme]}"
-        raise DcclipError("reading {0}:// URLs needs the package {1}", "pip install {1}", scheme, package) from None
+        raise DcclipError(
+            "reading {0}:// URLs needs the package {1}", "pip install {1}", scheme, package
+        ) from None
     if scheme == "s3":
         system.retries = 1
     return system
 
 
 def _tried(url: str, action: Callable[[], T], waits_s: tuple[float, ...]) -> T:
-    """What `action` returns, tried again after each wait where the network fails. Raises DcclipError."""
+    """What `action` returns, tried again after each wait where the network fails. Raises
+    DcclipError.
+    """
     for wait_s in (*waits_s, None):
         try:
             return action()
-        except tuple(getattr(sys.modules.get(module), name, OSError) for module, name in _NETWORK_ERRORS) as error:
+        except tuple(
+            getattr(sys.modules.get(module), name, OSError) for module, name in _NETWORK_ERRORS
+        ) as error:
             if final := _final(url, error, last=wait_s is None):
                 raise final from None
         time.sleep(wait_s or 0)
@@ -283,18 +347,24 @@ def _tried(url: str, action: Callable[[], T], waits_s: tuple[float, ...]) -> T:
 
 def _final(url: str, error: BaseException, last: bool) -> DcclipError | None:
     """The error to raise where trying again is of no use, or was the last try."""
-    response, name = getattr(error, "response", None), type(error).__name__
+    response = getattr(error, "response", None)
+    name = type(error).__name__
     status = getattr(error, "status", None) or getattr(response, "status_code", None)
     if isinstance(error, FileNotFoundError) or status in (404, 410):
-        return DcclipError("{} does not exist", "check the URL and your permission to read it", shown(url))
+        return DcclipError(
+            "{} does not exist", "check the URL and your permission to read it", shown(url)
+        )
     if isinstance(error, PermissionError) or status in (401, 403) or name in _NO_LOGIN:
         hint = _LOGIN.get(url.partition("://")[0], _SIGNED)
         if "expired" in str(error):  # the code of S3's answer is not kept
-            hint = Message("the login has expired: log in again, or set AWS_SESSION_TOKEN to a new token")
+            hint = Message(
+                "the login has expired: log in again, or set AWS_SESSION_TOKEN to a new token"
+            )
         return DcclipError("no permission to read {}", hint, shown(url))
     if last or isinstance(error, ValueError) or name in ("FSTimeoutError", "ProfileNotFound"):
         hint = Message(
-            "check the network and the URL, and for s3:// also AWS_ENDPOINT_URL (http://HOST:PORT) and AWS_PROFILE; "
+            "check the network and the URL, and for s3:// also AWS_ENDPOINT_URL "
+            "(http://HOST:PORT) and AWS_PROFILE; "
             "then run the same command again: it resumes"
         )
         return DcclipError("{} cannot be read: {}", hint, shown(url), _reason(error))

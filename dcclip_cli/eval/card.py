@@ -1,4 +1,6 @@
-"""Results in a model's card: the `model-index` of README.md, which the Hugging Face hub shows next to the model."""
+"""Results in a model's card: the `model-index` of README.md, which the Hugging Face hub shows next
+to the model.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +10,11 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from dcclip_cli.errors import DcclipError, Message
+from dcclip_cli.core.errors import DcclipError, Message
+from dcclip_cli.core.files import atomic_write
+from dcclip_cli.core.text import read_text
 from dcclip_cli.eval import registry
 from dcclip_cli.eval.result import METRIC_NAMES, EvalResult
-from dcclip_cli.files import atomic_write
-from dcclip_cli.text import read_text
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult as CardEntry
@@ -20,11 +22,16 @@ if TYPE_CHECKING:
 
 CARD = "README.md"
 _MOST_BYTES = 10_000_000
-_TASKS = {"zero-shot classification": "zero-shot-image-classification", "retrieval": "image-text-retrieval"}
+_TASKS = {
+    "zero-shot classification": "zero-shot-image-classification",
+    "retrieval": "image-text-retrieval",
+}
 
 
 def update_card(folder: Path, results: Sequence[EvalResult]) -> None:
-    """Put results into the card of the model in `folder`, see `add_results`. A folder without a card stays so."""
+    """Put results into the card of the model in `folder`, see `add_results`. A folder without a
+    card stays so.
+    """
     file = folder / CARD
     if any(_entries(results)) and file.is_file():
         card = read_card(file)
@@ -46,14 +53,20 @@ def read_card(file: Path) -> ModelCard:
 
 
 def add_results(card: ModelCard, results: Sequence[EvalResult]) -> None:
-    """Put results into a card, in place of earlier ones on the same data; samples, parts and probes are left out."""
+    """Put results into a card, in place of earlier ones on the same data; samples, parts and
+    probes are left out.
+    """
     from huggingface_hub import ModelCardData
 
     if not (new := list(_entries(results))):
         return
     assert isinstance(card.data, ModelCardData)
     before = card.data.eval_results or []
-    unchanged = [entry for entry in before if not any(entry.is_equal_except_value(new_entry) for new_entry in new)]
+    unchanged = [
+        entry
+        for entry in before
+        if not any(entry.is_equal_except_value(new_entry) for new_entry in new)
+    ]
     card.data.model_name = card.data.model_name or results[0].model
     card.data.eval_results = [*unchanged, *new]
 
@@ -69,7 +82,9 @@ def _entries(results: Sequence[EvalResult]) -> Iterator[CardEntry]:
         yield CardEntry(
             task_type=_TASKS[result.task],
             task_name=result.task,
-            dataset_type=f"clip-benchmark/wds_{named[0].hub}" if named and named[0].hub else result.dataset,
+            dataset_type=f"clip-benchmark/wds_{named[0].hub}"
+            if named and named[0].hub
+            else result.dataset,
             dataset_name=result.dataset,
             dataset_config=result.language,
             dataset_split=result.split or None,

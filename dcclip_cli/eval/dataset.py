@@ -1,4 +1,6 @@
-"""Test sets: images with labels or captions, and the interface of the loaders that read published layouts."""
+"""Test sets: images with labels or captions, and the interface of the loaders that read published
+layouts.
+"""
 
 import functools
 import hashlib
@@ -12,10 +14,10 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from PIL import Image
 
+from dcclip_cli.core.errors import DcclipError, Message
 from dcclip_cli.data.pair import Language
 from dcclip_cli.data.prompts import ClassIndex, Prompts
 from dcclip_cli.data.reading import Fault
-from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.eval.registry import KnownSet, Metric
 from dcclip_cli.model.preprocess import FORMATS, decode
 
@@ -30,7 +32,9 @@ _SPLIT_NAMES = {  # names that published copies use for a split, the best first
 
 @dataclass(frozen=True)
 class Images:
-    """Images in a fixed order. `keys` name them to the user; `fingerprint` changes whenever a file is changed."""
+    """Images in a fixed order. `keys` name them to the user; `fingerprint` changes whenever a file
+    is changed.
+    """
 
     keys: Sequence[str]
     source_of: Callable[[int], bytes | Path | Image.Image] = field(repr=False)
@@ -44,16 +48,21 @@ class Images:
         try:
             source = self.source_of(index)
         except Fault as fault:
-            raise DcclipError("{}: {}", DOWNLOAD_AGAIN, self.keys[index], fault.drop.detail) from None
-        return source if isinstance(source, Image.Image) else decode(source, formats=(*FORMATS, "PPM"))
+            raise DcclipError(
+                "{}: {}", DOWNLOAD_AGAIN, self.keys[index], fault.drop.detail
+            ) from None
+        return (
+            source if isinstance(source, Image.Image) else decode(source, formats=(*FORMATS, "PPM"))
+        )
 
 
 @dataclass(frozen=True)
 class Classes:
-    """Classes in one language: C names, the images' labels (N,) or truth values (N, C), and prompt templates.
+    """Classes in one language: C names, the images' labels (N,) or truth values (N, C), and prompt
+    templates.
 
-    `alternates` are other names of a class, by its name. `plain_names` are names with which the classes are asked for a
-    second time.
+    `alternates` are other names of a class, by its name. `plain_names` are names with which the
+    classes are asked for a second time.
     """
 
     names: tuple[str, ...]
@@ -73,7 +82,11 @@ class Captions:
     @classmethod
     def of_images(cls, captions: Iterable[Iterable[str]]) -> Self:
         """The captions of image 0, of image 1, and so on."""
-        pairs = [(text, (number,)) for number, captions_of_image in enumerate(captions) for text in captions_of_image]
+        pairs = [
+            (text, (number,))
+            for number, captions_of_image in enumerate(captions)
+            for text in captions_of_image
+        ]
         return cls(tuple(text for text, _ in pairs), tuple(images for _, images in pairs))
 
     def merged(self) -> Self:
@@ -81,7 +94,9 @@ class Captions:
         images: dict[str, set[int]] = {}
         for text, described in zip(self.texts, self.images, strict=True):
             images.setdefault(text, set()).update(described)
-        return type(self)(tuple(images), tuple(tuple(sorted(described)) for described in images.values()))
+        return type(self)(
+            tuple(images), tuple(tuple(sorted(described)) for described in images.values())
+        )
 
 
 @dataclass(frozen=True)
@@ -98,7 +113,9 @@ class ImageTransform:
 
     def __call__(self, image: Image.Image, preprocessing: dict[str, Any]) -> Image.Image:
         if self.border:
-            margin, right, lower = self.border, image.width - self.border, image.height - self.border
+            margin = self.border
+            right = image.width - self.border
+            lower = image.height - self.border
             image = image.crop((margin, margin, max(right, margin + 1), max(lower, margin + 1)))
         if self.squash:
             size = preprocessing.get("size")
@@ -109,10 +126,11 @@ class ImageTransform:
 
 @dataclass(frozen=True)
 class DataSet:
-    """A test set. `truth` has an entry for each language to evaluate; `location` is None for a user's own data set.
+    """A test set. `truth` has an entry for each language to evaluate; `location` is None for a
+    user's own data set.
 
-    `partial` says what there is of a named data set where that is not all. Images without a caption in a language are
-    left out of its retrieval; `notes` say so.
+    `partial` says what there is of a named data set where that is not all. Images without a
+    caption in a language are left out of its retrieval; `notes` say so.
     """
 
     name: str
@@ -154,7 +172,9 @@ class Location:
 
 @dataclass(frozen=True)
 class Loaded:
-    """Images with their truth: labels (N,), truth values (N, C) of several classes per image, or captions."""
+    """Images with their truth: labels (N,), truth values (N, C) of several classes per image, or
+    captions.
+    """
 
     images: Images
     truth: np.ndarray | Captions
@@ -175,7 +195,9 @@ class Loader(ABC):
 
     @abstractmethod
     def load(self) -> Loaded:
-        """Everything but the pixels. Raises DcclipError for an incomplete data set, or classes in a wrong order."""
+        """Everything but the pixels. Raises DcclipError for an incomplete data set, or classes in
+        a wrong order.
+        """
 
 
 def fingerprint_of(files: Iterable[Path], *extra: object) -> str:
@@ -183,7 +205,9 @@ def fingerprint_of(files: Iterable[Path], *extra: object) -> str:
     digest = hashlib.sha256(repr(extra).encode())
     for file in files:
         status = file.stat()
-        digest.update(os.fsencode(f"{os.path.abspath(file)}\0{status.st_size}\0{status.st_mtime_ns}\n"))
+        digest.update(
+            os.fsencode(f"{os.path.abspath(file)}\0{status.st_size}\0{status.st_mtime_ns}\n")
+        )
     return digest.hexdigest()
 
 

@@ -1,12 +1,14 @@
-"""The named data sets; classes, sizes and metrics of the twenty are ELEVATER's (arXiv 2204.08790, its toolkit)."""
+"""The named data sets; classes, sizes and metrics of the twenty are ELEVATER's (arXiv 2204.08790,
+its toolkit).
+"""
 
 import difflib
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from dcclip_cli.core.errors import DcclipError, Message
 from dcclip_cli.data import prompts
 from dcclip_cli.data.pair import Language
-from dcclip_cli.errors import DcclipError, Message
 
 Metric = Literal["top1", "mean_per_class", "map11", "roc_auc", "mean_recall", "overlap@10"]
 Task = Literal["classification", "multi-label", "retrieval"]
@@ -17,9 +19,10 @@ SUFFIX: dict[Language, str] = {"en": "", "zh": "-cn"}  # NAME is English, NAME-c
 class KnownSet:
     """A data set with a name.
 
-    `size` counts the images of the test split, `texts` its captions; None where the number could not be
-    verified, and is not checked. `hub` is the name under `clip-benchmark/wds_*`, None where that is another split.
-    `languages` are those of the captions; class names have the languages of their file in prompts/.
+    `size` counts the images of the test split, `texts` its captions; None where the number could
+    not be verified, and is not checked. `hub` is the name under `clip-benchmark/wds_*`, None where
+    that is another split. `languages` are those of the captions; class names have the languages of
+    their file in prompts/.
     """
 
     name: str
@@ -31,11 +34,17 @@ class KnownSet:
     hub: str | None = None
     texts: int | None = None
     languages: tuple[Language, ...] = ()
-    squash: bool = False  # resize the whole image to a square: a centre crop would cut away what is asked for
+    squash: bool = (
+        False  # resize the whole image to a square: a centre crop would cut away what is asked for
+    )
     border: int = 0  # pixels to crop at each side
     own_order: bool = True  # whether the hub numbers the classes as prompts/ does
-    extra_folders: bool = False  # whether the published folders include further classes, which are left out
-    images_of: str = ""  # the data set with the same images in the other language, where it has another name
+    extra_folders: bool = (
+        False  # whether the published folders include further classes, which are left out
+    )
+    images_of: str = (
+        ""  # the data set with the same images in the other language, where it has another name
+    )
     both_ways: bool = True  # whether retrieval is measured from image to text too
     prompts: str = ""  # the file in prompts/ with the class names, where it has another name
     remark: str = ""
@@ -87,27 +96,62 @@ IMAGENETS = (
 )  # fmt: skip
 
 
-def _captioned(name: str, size: int | None, languages: tuple[Language, ...], **options: Any) -> KnownSet:
-    return KnownSet(name, size, task="retrieval", metric="mean_recall", languages=languages, **options)
+def _captioned(
+    name: str, size: int | None, languages: tuple[Language, ...], **options: Any
+) -> KnownSet:
+    return KnownSet(
+        name, size, task="retrieval", metric="mean_recall", languages=languages, **options
+    )
 
 
 RETRIEVAL = (
-    _captioned("flickr30k", 1_000, ("en",), texts=5_000, hub="flickr30k", remark=Message("Karpathy's split")),
     _captioned(
-        "flickr30k_cn", 1_000, ("zh",), texts=5_000, images_of="flickr30k", remark=Message("human translations")
+        "flickr30k",
+        1_000,
+        ("en",),
+        texts=5_000,
+        hub="flickr30k",
+        remark=Message("Karpathy's split"),
     ),
-    _captioned("coco", 5_000, ("en",), texts=25_010, hub="mscoco_captions", remark=Message("Karpathy's split")),
+    _captioned(
+        "flickr30k_cn",
+        1_000,
+        ("zh",),
+        texts=5_000,
+        images_of="flickr30k",
+        remark=Message("human translations"),
+    ),
+    _captioned(
+        "coco",
+        5_000,
+        ("en",),
+        texts=25_010,
+        hub="mscoco_captions",
+        remark=Message("Karpathy's split"),
+    ),
     # 1,053 texts: https://github.com/OFA-Sys/Chinese-CLIP/issues/175
-    _captioned("coco_cn", 1_000, ("zh",), texts=1_053, remark=Message("written by Chinese speakers")),
+    _captioned(
+        "coco_cn", 1_000, ("zh",), texts=1_053, remark=Message("written by Chinese speakers")
+    ),
     # Published sizes are rounded: 5 thousand texts, 30 thousand images.
     _captioned(
-        "muge_cn", None, ("zh",), split="valid", both_ways=False, remark=Message("the test captions are not public")
+        "muge_cn",
+        None,
+        ("zh",),
+        split="valid",
+        both_ways=False,
+        remark=Message("the test captions are not public"),
     ),
 )
 OTHERS: tuple[KnownSet, ...] = ()  # data sets of no group: append yours
 SETS = {known_set.name: known_set for known_set in (*ELEVATER, *IMAGENETS, *RETRIEVAL, *OTHERS)}
 
-GROUPS = {"elevater": ELEVATER, "imagenet-family": IMAGENETS, "retrieval": RETRIEVAL, "all": tuple(SETS.values())}
+GROUPS = {
+    "elevater": ELEVATER,
+    "imagenet-family": IMAGENETS,
+    "retrieval": RETRIEVAL,
+    "all": tuple(SETS.values()),
+}
 ALL = ("all",)  # the group that has both languages
 
 
@@ -125,12 +169,17 @@ def prompts_of(known_set: KnownSet) -> str:
 
 def name_in(known_set: KnownSet, language: Language) -> str:
     """The data set's name in a language, as `--dataset` takes it."""
-    return known_set.label if known_set.label.endswith("-cn") else known_set.label + SUFFIX[language]
+    return (
+        known_set.label if known_set.label.endswith("-cn") else known_set.label + SUFFIX[language]
+    )
 
 
 def group_names() -> list[str]:
     """The names of groups: GROUP in English, GROUP-cn in Chinese, `all` in both."""
-    return [*(group + suffix for group in GROUPS if group not in ALL for suffix in SUFFIX.values()), *ALL]
+    return [
+        *(group + suffix for group in GROUPS if group not in ALL for suffix in SUFFIX.values()),
+        *ALL,
+    ]
 
 
 def expand(name: str) -> list[str]:
@@ -142,17 +191,25 @@ def expand(name: str) -> list[str]:
     language: Language = "en" if base == group else "zh"
     if base not in GROUPS or base in ALL:
         return [name]
-    return [name_in(dataset, language) for dataset in GROUPS[base] if language in languages_of(dataset)]
+    return [
+        name_in(dataset, language) for dataset in GROUPS[base] if language in languages_of(dataset)
+    ]
 
 
 def find(name: str) -> tuple[KnownSet, Language] | None:
-    """The data set and language of a name, typed with hyphens or underscores; None for an unknown name."""
+    """The data set and language of a name, typed with hyphens or underscores; None for an unknown
+    name.
+    """
     return by_name().get(name.lower().replace("_", "-"))
 
 
 def by_name() -> dict[str, tuple[KnownSet, Language]]:
     """The data sets with their language, by each name that `--dataset` takes; no groups."""
-    return {name_in(entry, language): (entry, language) for entry in SETS.values() for language in languages_of(entry)}
+    return {
+        name_in(entry, language): (entry, language)
+        for entry in SETS.values()
+        for language in languages_of(entry)
+    }
 
 
 def base_name(dataset: str) -> str:
@@ -171,12 +228,18 @@ def classes_of(dataset: str) -> prompts.Prompts | None:
 def has_twins(dataset: str) -> bool:
     """Whether a class of the named data set has different names in English and Chinese."""
     names = classes.names if (classes := classes_of(dataset)) else {}
-    return any(len({*map(prompts.normalized, twin)}) > 1 for twin in zip(*names.values(), strict=False))
+    return any(
+        len({*map(prompts.normalized, twin)}) > 1 for twin in zip(*names.values(), strict=False)
+    )
 
 
 def unknown(name: str) -> DcclipError:
     """The error for a name that is neither a data set nor a path, with the nearest name."""
     valid_names = [*by_name(), *group_names()]
     near = difflib.get_close_matches(name.lower().replace("_", "-"), valid_names, n=1)
-    hint = Message("did you mean {}?", near[0]) if near else Message("list the data sets with: dcclip datasets")
+    hint = (
+        Message("did you mean {}?", near[0])
+        if near
+        else Message("list the data sets with: dcclip datasets")
+    )
     return DcclipError("unknown data set {}: neither a known name nor an existing path", hint, name)

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from dcclip_cli.core.errors import DcclipError, Message
 from dcclip_cli.data import prompts
 from dcclip_cli.data.class_folders import class_names, images_by_class, kind_of_folder
 from dcclip_cli.data.dataset import open_pairs, shards_at
 from dcclip_cli.data.pair import LANGUAGES, Language, PairDataset
 from dcclip_cli.data.unpaired import open_images, open_texts
-from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.eval import registry
 from dcclip_cli.eval.dataset import Classes, DataSet
 from dcclip_cli.eval.datasets import BARE_NAME, Part, Templates, images_of, open_dataset
@@ -28,35 +28,50 @@ _BLOCK = 128  # queries whose images are sorted at once
 
 
 def open_twins(
-    name: str, data_root: Path | None = None, templates: Templates = "own", partial: Part = "no", queries: str = ""
+    name: str,
+    data_root: Path | None = None,
+    templates: Templates = "own",
+    partial: Part = "no",
+    queries: str = "",
 ) -> DataSet:
     """The images of a data set or folder; class i in English and class i in Chinese are one query.
 
-    The queries are the class names of the data set, or the first captions of its images; with `queries` those of
-    another named data set, or texts in a file. A query that is the same text in both languages is left out. Raises
-    DcclipError where no query is left.
+    The queries are the class names of the data set, or the first captions of its images; with
+    `queries` those of another named data set, or texts in a file. A query that is the same text in
+    both languages is left out. Raises DcclipError where no query is left.
     """
-    path, named, texts = Path(name), registry.find(name), dict[Language, Sequence[str]]()
+    path = Path(name)
+    named = registry.find(name)
+    texts = dict[Language, Sequence[str]]()
     prompted: dict[Language, Sequence[str]] = {
-        language: prompts.compact(language) if templates == "compact" else BARE_NAME for language in LANGUAGES
+        language: prompts.compact(language) if templates == "compact" else BARE_NAME
+        for language in LANGUAGES
     }
     if named:
         for language in registry.languages_of(named[0]):
             name = registry.name_in(named[0], language)
             dataset = open_dataset(name, None, data_root, templates, partial=partial)
             if isinstance(classes := dataset.truth[language], Classes) and not queries:
-                texts[language], prompted[language] = classes.names, classes.templates
+                texts[language] = classes.names
+                prompted[language] = classes.templates
     elif not path.exists():
         raise registry.unknown(name)
     elif not path.is_dir() or shards_at(path):
         pairs: PairDataset = open_images(path) if queries else open_pairs(path)
-        dataset, texts = DataSet(path.stem, images_of(pairs), {}), {} if queries else _first_captions(pairs)
+        dataset = DataSet(path.stem, images_of(pairs), {})
+        texts = {} if queries else _first_captions(pairs)
     else:
-        by_folder = images_by_class(path) if not queries and kind_of_folder(path) == "classes" else {}
+        by_folder = (
+            images_by_class(path) if not queries and kind_of_folder(path) == "classes" else {}
+        )
         texts = {**class_names(path, list(by_folder))} if by_folder else {}
-        files = [file for files in by_folder.values() for file in files] or sorted(find_images([name]))
+        files = [file for files in by_folder.values() for file in files] or sorted(
+            find_images([name])
+        )
         # `read_image` supports HEIC and AVIF: a user's folder of photographs has them.
-        images = replace(image_files(files, path), source_of=lambda number: read_image(files[number]))
+        images = replace(
+            image_files(files, path), source_of=lambda number: read_image(files[number])
+        )
         dataset = DataSet(path.resolve().name, images, {})
     if queries and (named := registry.find(queries)):
         if class_texts := registry.classes_of(named[0].label):
@@ -66,12 +81,16 @@ def open_twins(
         raise registry.unknown(queries)
     elif queries:
         texts = _first_captions(open_texts(queries))
-    twins = dict.fromkeys(pair for pair in zip(texts.get("en", ()), texts.get("zh", ()), strict=False) if all(pair))
+    twins = dict.fromkeys(
+        pair for pair in zip(texts.get("en", ()), texts.get("zh", ()), strict=False) if all(pair)
+    )
     different = [(en, zh) for en, zh in twins if prompts.normalized(en) != prompts.normalized(zh)]
     if not different:
         raise no_queries(queries or name)
     counts = dataset.name, len(different), len(twins) - len(different)
-    note = Message("{}: {:,} queries; {:,} are left out, whose text is the same in both languages", *counts)
+    note = Message(
+        "{}: {:,} queries; {:,} are left out, whose text is the same in both languages", *counts
+    )
     names_by_language: dict[Language, tuple[str, ...]] = dict(
         zip(("en", "zh"), zip(*different, strict=True), strict=True)
     )
@@ -98,7 +117,10 @@ def check_queries(queries: str) -> None:
 
 def _first_captions(pairs: PairDataset) -> dict[Language, Sequence[str]]:
     """The first caption of each pair by language, empty where there is none."""
-    return {language: [next(iter(captions), "") for captions in pairs.captions(language)] for language in LANGUAGES}
+    return {
+        language: [next(iter(captions), "") for captions in pairs.captions(language)]
+        for language in LANGUAGES
+    }
 
 
 def score_twins(
@@ -108,35 +130,54 @@ def score_twins(
     is_traditional: np.ndarray,
     is_known: np.ndarray,
 ) -> Score:
-    """How alike the first of the images (N, D) are for queries in English, in Chinese and in Traditional Chinese.
+    """How alike the first of the images (N, D) are for queries in English, in Chinese and in
+    Traditional Chinese.
 
-    `queries` are three arrays (Q, D). Traditional ones count where their text differs (`is_traditional`, (Q,)).
-    `is_known` (Q,) are the queries that the model learned in both languages.
+    `queries` are three arrays (Q, D). Traditional ones count where their text differs
+    (`is_traditional`, (Q,)). `is_known` (Q,) are the queries that the model learned in both
+    languages.
 
-    The margin says which queries are translated wrong: r[i, i] - (max of r[i, j] + max of r[j, i]) / 2, of all other
-    queries j, where r is the correlation over the images of a query's cosines in English with another's in Chinese.
+    The margin says which queries are translated wrong: r[i, i] - (max of r[i, j] + max of r[j, i])
+    / 2, of all other queries j, where r is the correlation over the images of a query's cosines in
+    English with another's in Chinese.
     """
     english, chinese, traditional = queries
     details = {f"overlap@{k}": np.empty(len(english), np.float32) for k in TWIN_TOPS}
-    details |= {name: np.full(len(english), np.nan, np.float32) for name in ("rank_correlation", "traditional")}
+    details |= {
+        name: np.full(len(english), np.nan, np.float32)
+        for name in ("rank_correlation", "traditional")
+    }
     deepest = max(TWIN_TOPS)
     for start in range(0, len(english), _BLOCK):
         block = slice(start, start + _BLOCK)
-        order = [np.argsort(-(vectors[block] @ images.T), axis=1, kind="stable") for vectors in (english, chinese)]
+        order = [
+            np.argsort(-(vectors[block] @ images.T), axis=1, kind="stable")
+            for vectors in (english, chinese)
+        ]
         for k in TWIN_TOPS:
             details[f"overlap@{k}"][block] = _overlap(order[0], order[1], k)
         ranks = np.argsort(np.stack(order), axis=2).astype(np.float32) - (len(images) - 1) / 2
-        details["rank_correlation"][block] = (ranks[0] * ranks[1]).mean(axis=1) * 12 / (len(images) ** 2 - 1)
+        details["rank_correlation"][block] = (
+            (ranks[0] * ranks[1]).mean(axis=1) * 12 / (len(images) ** 2 - 1)
+        )
         in_traditional = np.argsort(-(traditional[block] @ images.T), axis=1, kind="stable")
         overlap = _overlap(order[1], in_traditional, deepest)
         details["traditional"][block] = np.where(is_traditional[block], overlap, np.nan)
-    # The correlation over images of the cosines with an English query and with a Chinese one, in blocks of its (Q, Q).
+    # The correlation over images of the cosines with an English query and with a Chinese one, in
+    # blocks of its (Q, Q).
     centred = (images - images.mean(axis=0)).astype(np.float64)
     covariance = centred.T @ centred
-    lengths = [np.sqrt(((vectors @ covariance) * vectors).sum(axis=1)) for vectors in (english, chinese)]
+    lengths = [
+        np.sqrt(((vectors @ covariance) * vectors).sum(axis=1)) for vectors in (english, chinese)
+    ]
     # The same text is the same query, not another translation.
-    text_numbers = [np.unique(of_language, return_inverse=True)[1] for of_language in zip(*texts, strict=True)]
-    details |= {"margin": np.empty(len(english), np.float32), "nearest": np.empty(len(english), int)}
+    text_numbers = [
+        np.unique(of_language, return_inverse=True)[1] for of_language in zip(*texts, strict=True)
+    ]
+    details |= {
+        "margin": np.empty(len(english), np.float32),
+        "nearest": np.empty(len(english), int),
+    }
     best_english = np.full(len(english), -1.0)
     for start in range(0, len(english), _BLOCK):
         block = slice(start, start + _BLOCK)
@@ -159,14 +200,21 @@ def _overlap(first: np.ndarray, second: np.ndarray, k: int) -> np.ndarray:
     return (first[:, :k, None] == second[:, None, :k]).sum(axis=(1, 2)) / k
 
 
-def worst_twins(texts: Sequence[tuple[str, str]], details: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
-    """The queries that the model learned, those with the lowest margin first, as rows for tables and JSON."""
+def worst_twins(
+    texts: Sequence[tuple[str, str]], details: Mapping[str, np.ndarray]
+) -> list[dict[str, Any]]:
+    """The queries that the model learned, those with the lowest margin first, as rows for tables
+    and JSON.
+    """
     numbers = np.flatnonzero(~np.isnan(details.get("known", details["margin"])))
     return [
         {
             "en": texts[number][0],
             "zh": texts[number][1],
-            **{name: round(float(details[name][number]), 4) for name in ("overlap@10", "rank_correlation", "margin")},
+            **{
+                name: round(float(details[name][number]), 4)
+                for name in ("overlap@10", "rank_correlation", "margin")
+            },
             "nearest": texts[int(details["nearest"][number])][1],
         }
         for number in numbers[np.argsort(details["margin"][numbers], kind="stable")].tolist()

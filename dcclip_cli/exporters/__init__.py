@@ -1,4 +1,6 @@
-"""Export of models to formats that devices run, with a check that the export gives the same results."""
+"""Export of models to formats that devices run, with a check that the export gives the same
+results.
+"""
 
 from typing import Literal
 

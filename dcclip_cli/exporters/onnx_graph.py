@@ -1,4 +1,6 @@
-"""ONNX graphs whose large weights stay in files, so that copies and edits of a graph take next to no memory."""
+"""ONNX graphs whose large weights stay in files, so that copies and edits of a graph take next to
+no memory.
+"""
 
 import math
 import os
@@ -9,16 +11,20 @@ from typing import Any, Self
 
 import numpy as np
 
-LARGEST_FILE = 1_800_000_000  # bytes; a protobuf is limited to 2 GiB, weights of larger graphs are in a file next to it
+# bytes; a protobuf is limited to 2 GiB, weights of larger graphs are in a file next to it
+LARGEST_FILE = 1_800_000_000
 _LARGE = 1 << 20  # bytes; weights of this size are in files, smaller ones in the graph
 _ALIGNMENT = 4096  # of weights in a file, so that onnxruntime can map them
 
 
 class OnnxGraph:
-    """An ONNX model, `proto`, whose large weights are in files under `folder` and are mapped when they are read."""
+    """An ONNX model, `proto`, whose large weights are in files under `folder` and are mapped when
+    they are read.
+    """
 
     def __init__(self, proto: Any, folder: Path) -> None:
-        self.proto, self.folder = proto, folder
+        self.proto = proto
+        self.folder = folder
 
     @classmethod
     def load(cls, file: Path) -> Self:
@@ -47,18 +53,25 @@ class OnnxGraph:
             return np.asarray(numpy_helper.to_array(weight))
         place = {entry.key: entry.value for entry in weight.external_data}
         dtype = helper.tensor_dtype_to_np_dtype(weight.data_type)
-        file, offset = self.folder / place["location"], int(place.get("offset", 0))
+        file = self.folder / place["location"]
+        offset = int(place.get("offset", 0))
         return np.memmap(file, dtype, "r", offset, tuple(weight.dims))
 
     def stored(self, name: str, values: np.ndarray, folder: Path | None = None) -> Any:
-        """The values as a TensorProto; large ones are written to a new file in `folder`, by default the graph's own."""
+        """The values as a TensorProto; large ones are written to a new file in `folder`, by
+        default the graph's own.
+        """
         from onnx import TensorProto, helper, numpy_helper
 
         if values.nbytes < _LARGE:
             return numpy_helper.from_array(np.asarray(values), name)
-        with tempfile.NamedTemporaryFile(dir=folder or self.folder, suffix=".bin", delete=False) as file:
+        with tempfile.NamedTemporaryFile(
+            dir=folder or self.folder, suffix=".bin", delete=False
+        ) as file:
             values.tofile(file)
-        weight = TensorProto(name=name, dims=values.shape, data_type=helper.np_dtype_to_tensor_dtype(values.dtype))
+        weight = TensorProto(
+            name=name, dims=values.shape, data_type=helper.np_dtype_to_tensor_dtype(values.dtype)
+        )
         _place(weight, os.path.relpath(file.name, self.folder), 0)
         return weight
 
@@ -74,15 +87,24 @@ class OnnxGraph:
 
         options = options or onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(self.folder))
-        return onnxruntime.InferenceSession(self.proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", str(self.folder)
+        )
+        return onnxruntime.InferenceSession(
+            self.proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
 
     def save(self, out: Path) -> None:
-        """Write the graph as one file, or its large weights to a file next to it if it is larger than LARGEST_FILE."""
-        proto, data = deepcopy(self.proto), out.with_name(f"{out.name}.data")
+        """Write the graph as one file, or its large weights to a file next to it if it is larger
+        than LARGEST_FILE.
+        """
+        proto = deepcopy(self.proto)
+        data = out.with_name(f"{out.name}.data")
         for file in (out, data):
             file.unlink(missing_ok=True)  # the earlier ones may have other links
-        outside = [weight for weight in proto.graph.initializer if weight.data_location == weight.EXTERNAL]
+        outside = [
+            weight for weight in proto.graph.initializer if weight.data_location == weight.EXTERNAL
+        ]
         if self.size_bytes <= LARGEST_FILE:
             for weight in outside:
                 weight.raw_data = self._values(weight).tobytes()

@@ -1,4 +1,6 @@
-"""Images and texts that an export is calibrated and checked on: from pairs, from images and texts, or made up."""
+"""Images and texts that an export is calibrated and checked on: from pairs, from images and texts,
+or made up.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -34,9 +36,10 @@ TEXTS = (
 class Samples:
     """The samples that two models are compared on. `source` names the origin of the images.
 
-    `labels` are the texts that images are matched with, one list per language: a name and its translation have such
-    similar embeddings that exchanging them would mean nothing. `texts` are further ones of any kind. Images of data are
-    decoded when they are asked for: photographs take 40 MB each.
+    `labels` are the texts that images are matched with, one list per language: a name and its
+    translation have such similar embeddings that exchanging them would mean nothing. `texts` are
+    further ones of any kind. Images of data are decoded when they are asked for: photographs take
+    40 MB each.
     """
 
     source: str
@@ -56,8 +59,12 @@ class Samples:
         return replace(self, images=Lazy(len(self.images), square))
 
 
-def recipe_samples(data: DataOptions | None, *kinds: Literal["train", "validation"]) -> PairDataset | None:
-    """The pairs with images of the first of these kinds in a recipe's data, else its images and texts, or None."""
+def recipe_samples(
+    data: DataOptions | None, *kinds: Literal["train", "validation"]
+) -> PairDataset | None:
+    """The pairs with images of the first of these kinds in a recipe's data, else its images and
+    texts, or None.
+    """
     if data is None:
         return None
     for pairs in (recipe_pairs(data, kind) for kind in kinds):
@@ -70,25 +77,38 @@ def recipe_samples(data: DataOptions | None, *kinds: Literal["train", "validatio
 
 
 def samples_from(pairs: PairDataset | None, count: int = 128) -> Samples:
-    """The samples in pairs, or in images and texts; for None made-up images, which detect a broken graph only."""
+    """The samples in pairs, or in images and texts; for None made-up images, which detect a broken
+    graph only.
+    """
     if pairs is None:
         random = np.random.default_rng(0)
         noise = random.integers(0, 256, (64, 4, 4, 3), dtype=np.uint8)
-        return Samples("made-up images", [Image.fromarray(small).resize((256, 256)) for small in noise], [TEXTS])
+        return Samples(
+            "made-up images",
+            [Image.fromarray(small).resize((256, 256)) for small in noise],
+            [TEXTS],
+        )
     images, captions = images_and_captions(pairs, count)
-    names_by_language = prompts.read("imagenet").names.values()  # all: most photographs then have a clear best text
+    names_by_language = prompts.read(
+        "imagenet"
+    ).names.values()  # all: most photographs then have a clear best text
     return Samples(Path(pairs.path).name, images, [*filter(None, captions)] or [*names_by_language])
 
 
-def images_and_captions(pairs: PairDataset, count: int) -> tuple[Sequence[Image.Image], list[list[str]]]:
+def images_and_captions(
+    pairs: PairDataset, count: int
+) -> tuple[Sequence[Image.Image], list[list[str]]]:
     """Up to `count` images, evenly spaced, and as one list per language their first captions.
 
-    Images that are followed by texts have none: up to `count` of these texts per language, evenly spaced. In place of
-    a damaged image without captions, the next of the images is used. Raises DcclipError where all are damaged.
+    Images that are followed by texts have none: up to `count` of these texts per language, evenly
+    spaced. In place of a damaged image without captions, the next of the images is used. Raises
+    DcclipError where all are damaged.
     """
     indices = captioned = _evenly_spaced(pairs.num_images, count)
     if texts := len(pairs) - pairs.num_images:
-        captioned = [pairs.num_images + row for row in _evenly_spaced(texts, count * len(LANGUAGES))]
+        captioned = [
+            pairs.num_images + row for row in _evenly_spaced(texts, count * len(LANGUAGES))
+        ]
     captions = []
     for captions_by_index in map(pairs.captions, LANGUAGES):
         first = [text for index in captioned for text in captions_by_index[index][:1]]
@@ -108,7 +128,10 @@ def images_and_captions(pairs: PairDataset, count: int) -> tuple[Sequence[Image.
 def calibration_texts(count: int) -> list[str]:
     """TEXTS, and per language up to `count` of ImageNet's class names."""
     names = prompts.read("imagenet").names.values()
-    return [*TEXTS, *(classes[index] for classes in names for index in _evenly_spaced(len(classes), count))]
+    return [
+        *TEXTS,
+        *(classes[index] for classes in names for index in _evenly_spaced(len(classes), count)),
+    ]
 
 
 def _evenly_spaced(length: int, count: int) -> list[int]:

@@ -1,7 +1,8 @@
-"""Search of the best student for a budget: candidates are measured and trained briefly, the best one in full.
+"""Search of the best student for a budget: candidates are measured and trained briefly, the best
+one in full.
 
-docs/how-to/fit.md states the rule. OUT/fit.json records each decision when it is taken, so that a search that was
-stopped resumes with the same ones.
+docs/how-to/fit.md states the rule. OUT/fit.json records each decision when it is taken, so that a
+search that was stopped resumes with the same ones.
 """
 
 import shutil
@@ -15,39 +16,64 @@ from typing import Any, Literal
 
 import numpy as np
 
+from dcclip_cli.core.errors import DcclipError, Message
+from dcclip_cli.core.files import atomic_write, cache_folder, read_json, write_json
+from dcclip_cli.core.progress import Progress, Silent
+from dcclip_cli.core.run_dir import STAGES, RunDir, has_product
+from dcclip_cli.core.text import language_by_script
 from dcclip_cli.data import prompts
 from dcclip_cli.data.class_folders import class_names, images_by_class
 from dcclip_cli.data.dataset import recipe_pairs, write_parquet
 from dcclip_cli.data.pair import LANGUAGES, Language, PairDataset, Rows
 from dcclip_cli.data.unpaired import recipe_images
-from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.eval.compare import compare_results
 from dcclip_cli.eval.dataset import Classes, DataSet, Images, ImageTransform
 from dcclip_cli.eval.datasets import data_set
 from dcclip_cli.eval.embedding import Embedder, FeatureCache
 from dcclip_cli.eval.evaluate import EvalOptions, evaluate
 from dcclip_cli.eval.result import EvalResult
-from dcclip_cli.files import atomic_write, cache_folder, read_json, write_json
-from dcclip_cli.fitting.candidates import Budget, Candidate, Cost, cost_of, cost_of_random, list_candidates, promising
+from dcclip_cli.fitting.candidates import (
+    Budget,
+    Candidate,
+    Cost,
+    cost_of,
+    cost_of_random,
+    list_candidates,
+    promising,
+)
 from dcclip_cli.inference.encoder import load_encoder
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.model.tokenizer import trim_tokenizer
 from dcclip_cli.model.weights import require_file
-from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.recipe.load import VERBATIM, load
-from dcclip_cli.recipe.new import DataKind, NewRecipe, StudentChoice, choose_data, choose_teacher, recipe_text
+from dcclip_cli.recipe.new import (
+    DataKind,
+    NewRecipe,
+    StudentChoice,
+    choose_data,
+    choose_teacher,
+    recipe_text,
+)
 from dcclip_cli.recipe.run import RecipeRun, teacher_reference
-from dcclip_cli.run_dir import STAGES, RunDir, has_product
-from dcclip_cli.text import language_by_script
 
-STATE, _TEXTS = "fit.json", "texts.txt"
-_NETWORKS, _SIDES = 4, 3  # the largest networks that fit, and image sizes of each
+STATE = "fit.json"
+_TEXTS = "texts.txt"
+# the largest networks that fit, and image sizes of each
+_NETWORKS = 4
+_SIDES = 3
 _PROMOTED = 3  # one of so many candidates enters the next round
-_WORDS = 1_000  # that the student learns besides the labels: those next to them in the teacher's space
-_HELD_OUT, _MOST_HELD_OUT = 10, 1_000  # one of so many samples is not trained on
+_WORDS = (
+    1_000  # that the student learns besides the labels: those next to them in the teacher's space
+)
+# one of so many samples is not trained on
+_HELD_OUT = 10
+_MOST_HELD_OUT = 1_000
 _LEAST_STEPS = 40  # of a training that says anything
-# Fractions of --time: to measure candidates, to measure and train them, and of the rest for the teacher's crops.
-_MEASURING, _SEARCHING, _ENCODING = 0.15, 0.3, 0.2
+# Fractions of --time: to measure candidates, to measure and train them, and of the rest for the
+# teacher's crops.
+_MEASURING = 0.15
+_SEARCHING = 0.3
+_ENCODING = 0.2
 _INTERVAL = 3.92  # standard errors in a 95 % interval
 _MARGIN = 1.03  # of the latency with random weights: that of the trained student varies
 _CALIBRATED = 16  # images that exports with random weights are calibrated on
@@ -55,7 +81,9 @@ _CALIBRATED = 16  # images that exports with random weights are calibrated on
 
 @dataclass(frozen=True)
 class FitOptions:
-    """What `fit` looks for. `time_s` bounds all of it, in seconds; without it, the number of steps follows the data."""
+    """What `fit` looks for. `time_s` bounds all of it, in seconds; without it, the number of steps
+    follows the data.
+    """
 
     data: str
     teacher: str = "starter"
@@ -70,10 +98,12 @@ class FitOptions:
 
 @dataclass(frozen=True)
 class FitResult:
-    """The best student in its run directory, with recipe.yaml, the bundle and fit.html, and the cost of its bundle.
+    """The best student in its run directory, with recipe.yaml, the bundle and fit.html, and the
+    cost of its bundle.
 
-    `quality`, 0..1, is that of the bundle on the held-out samples, the mean of `metric` over the languages. Each of the
-    `candidates` has its name, its cost, and steps and quality of its training runs; `missed` exceeded the budget then.
+    `quality`, 0..1, is that of the bundle on the held-out samples, the mean of `metric` over the
+    languages. Each of the `candidates` has its name, its cost, and steps and quality of its
+    training runs; `missed` exceeded the budget then.
     """
 
     folder: Path
@@ -90,32 +120,52 @@ class FitResult:
 
 
 class Fit:
-    """A search in the folder `out`; raises DcclipError for options that it cannot begin or resume with."""
+    """A search in the folder `out`; raises DcclipError for options that it cannot begin or resume
+    with.
+    """
 
-    def __init__(self, options: FitOptions, out: Path, device: str = "auto", progress: Progress | None = None) -> None:
-        self.options, self.out, self.device, self.progress = options, out, device, progress or Silent()
-        self.budget, self._began = Budget(options.max_mb, options.max_ms, options.threads), time.monotonic()
+    def __init__(
+        self, options: FitOptions, out: Path, device: str = "auto", progress: Progress | None = None
+    ) -> None:
+        self.options = options
+        self.out = out
+        self.device = device
+        self.progress = progress or Silent()
+        self.budget = Budget(options.max_mb, options.max_ms, options.threads)
+        self._began = time.monotonic()
         if options.max_mb is None and options.max_ms is None:
             raise DcclipError(
-                "no budget given", "give a maximum export size with --max-mb, or a maximum latency with --max-ms"
+                "no budget given",
+                "give a maximum export size with --max-mb, or a maximum latency with --max-ms",
             )
-        self.teacher, data = choose_teacher(options.teacher), choose_data(options.data, options.kind)
+        self.teacher = choose_teacher(options.teacher)
+        data = choose_data(options.data, options.kind)
         if data.kind == "classes" and options.kind is None and len(options.labels) > 1:
             data = choose_data(options.data, "photos")  # the folders are albums
         if data.kind == "table":
             hint = Message(
-                "convert it to pairs with dcclip collect (source {{kind: table}}), and give the folder of pairs"
+                "convert it to pairs with dcclip collect (source {{kind: table}}), and "
+                "give the folder of pairs"
             )
             raise DcclipError("{} is a table of images, which fit cannot read", hint, options.data)
         if data.kind == "photos" and len(options.labels) < 2:
-            hint = Message("give the labels that the model must distinguish, for example: --labels 猫,dog")
+            hint = Message(
+                "give the labels that the model must distinguish, for example: --labels 猫,dog"
+            )
             raise DcclipError("photographs without captions need two labels or more", hint)
         if data.kind == "pairs" and options.labels:
             raise DcclipError("--labels has no effect on image-caption pairs", "remove --labels")
-        self.kind, self.data = data.kind, replace(data, kind="pairs" if data.kind == "pairs" else "photos")
+        self.kind = data.kind
+        self.data = replace(data, kind="pairs" if data.kind == "pairs" else "photos")
         identity = asdict(options) | {"labels": list(options.labels), "samples": data.count}
         del identity["trust_remote_code"]  # which decides nothing
-        self.state: dict[str, Any] = {"options": identity, "seconds": 0.0, "costs": {}, "step_s": {}, "rounds": []}
+        self.state: dict[str, Any] = {
+            "options": identity,
+            "seconds": 0.0,
+            "costs": {},
+            "step_s": {},
+            "rounds": [],
+        }
         if (out / STATE).is_file():
             self.state = read_json(out / STATE, Message("choose another folder with --out"))
             before = self.state.get("options", {})
@@ -123,19 +173,32 @@ class Fit:
                 option = "--" + changed[0].removesuffix("_s").replace("_", "-")
                 subject = Message("the number of samples") if changed[0] == "samples" else option
                 values = out, subject, before.get(changed[0]), identity[changed[0]]
-                problem = Message("{} was started with different options: {} was {} and is now {}", *values)
-                raise DcclipError(problem, "choose another folder with --out, or give the same options to resume")
+                problem = Message(
+                    "{} was started with different options: {} was {} and is now {}", *values
+                )
+                raise DcclipError(
+                    problem, "choose another folder with --out, or give the same options to resume"
+                )
         elif out.is_dir() and any(not file.name.startswith(".") for file in out.iterdir()):
-            raise DcclipError("{} is not empty and contains no search to resume", "choose a new folder with --out", out)
+            raise DcclipError(
+                "{} is not empty and contains no search to resume",
+                "choose a new folder with --out",
+                out,
+            )
         if self.kind == "classes" and options.kind is None and "result" not in self.state:
             classes = self._class_folders
             named = len(classes), ", ".join(classes[:8]) + (", ..." if len(classes) > 8 else "")
             self.progress.say(
-                Message("fit: {:,} classes, one per folder: {}; for albums, give at least two --labels", *named)
+                Message(
+                    "fit: {:,} classes, one per folder: {}; for albums, give at least two --labels",
+                    *named,
+                )
             )
 
     def run(self) -> FitResult:
-        """Search, train and export the best student, or resume where it was stopped; a finished result is returned."""
+        """Search, train and export the best student, or resume where it was stopped; a finished
+        result is returned.
+        """
         with RunDir(self.out).claimed():
             if not has_product(self.out, "export"):  # somebody removed it
                 self.state.pop("result", None)
@@ -143,8 +206,11 @@ class Fit:
                 self._save()
                 try:
                     recipe = self._job(StudentChoice(), self.out / "measured").loaded.recipe
-                    assert recipe.teacher and recipe.data and recipe.distill and recipe.distill.steps
-                    self.teacher_options, self.data_options = recipe.teacher, recipe.data
+                    assert (
+                        recipe.teacher and recipe.data and recipe.distill and recipe.distill.steps
+                    )
+                    self.teacher_options = recipe.teacher
+                    self.data_options = recipe.data
                     self.steps = recipe.distill.steps
                     if "plan" not in self.state:
                         self._write_texts()
@@ -155,7 +221,9 @@ class Fit:
                     self._say_best()
                     raise
                 except DcclipError:
-                    if not self.state["costs"]:  # nothing was decided: the same folder can be used again
+                    if not self.state[
+                        "costs"
+                    ]:  # nothing was decided: the same folder can be used again
                         for file in (STATE, _TEXTS):
                             (self.out / file).unlink(missing_ok=True)
                         shutil.rmtree(self.out / "measured")
@@ -166,12 +234,15 @@ class Fit:
             measured = {key: [entry[key] for entry in trained] for key in ("steps", "quality")}
             rows.append({"name": name, "cost": Cost(**cost)} | measured)
         result = self.state["result"] | {"cost": Cost(**self.state["result"]["cost"])}
-        return FitResult(self.out, budget=self.budget, candidates=rows, missed=self.state["missed"], **result)
+        return FitResult(
+            self.out, budget=self.budget, candidates=rows, missed=self.state["missed"], **result
+        )
 
     def _elapsed(self) -> float:
         """Seconds since the search began, without those between two commands."""
         now = time.monotonic()
-        self.state["seconds"], self._began = self.state["seconds"] + now - self._began, now
+        self.state["seconds"] = self.state["seconds"] + now - self._began
+        self._began = now
         return float(self.state["seconds"])
 
     def _save(self) -> None:
@@ -182,7 +253,8 @@ class Fit:
 
     def _job(self, student: StudentChoice, folder: Path, steps: int | None = None) -> RecipeRun:
         """The run of a student's recipe, which is written into its folder."""
-        plan, hold_out = self.state.get("plan", {}), min(_MOST_HELD_OUT, max(2, self.data.count // _HELD_OUT))
+        plan = self.state.get("plan", {})
+        hold_out = min(_MOST_HELD_OUT, max(2, self.data.count // _HELD_OUT))
         choices: dict[str, Any] = {"hold_out": hold_out, "steps": steps, "student": student}
         choices |= {name: plan.get(name) for name in ("augmentations", "threads")}
         choices |= {"texts": self.out / _TEXTS, "trust_remote_code": self.options.trust_remote_code}
@@ -196,19 +268,32 @@ class Fit:
 
     @cached_property
     def _embedder(self) -> Embedder:
-        encoder = load_encoder(teacher_reference(self.teacher_options), self.device, progress=self.progress)
+        encoder = load_encoder(
+            teacher_reference(self.teacher_options), self.device, progress=self.progress
+        )
         return Embedder(encoder, FeatureCache(cache_folder(), self.progress.say), self.progress)
 
     def _write_texts(self) -> None:
-        """Write what the text tower learns where there are no captions: labels, and the words next to them."""
+        """Write what the text tower learns where there are no captions: labels, and the words next
+        to them.
+        """
         if self.kind == "pairs" or (self.out / _TEXTS).is_file():
             return
-        path, labels = Path(self.options.data), list(self.options.labels)
+        path = Path(self.options.data)
+        labels = list(self.options.labels)
         if self.kind == "classes":
-            labels += [name for names in class_names(path, self._class_folders).values() for name in names]
+            labels += [
+                name for names in class_names(path, self._class_folders).values() for name in names
+            ]
         names_of_sets = [prompts.read(name).names for name in prompts.all_names()]
-        words = [word for names in names_of_sets for language in LANGUAGES for word in names.get(language, ())]
-        words, embed = list(dict.fromkeys(words)), self._embedder.texts
+        words = [
+            word
+            for names in names_of_sets
+            for language in LANGUAGES
+            for word in names.get(language, ())
+        ]
+        words = list(dict.fromkeys(words))
+        embed = self._embedder.texts
         nearest = np.argsort(-(embed(words) @ embed(labels).T).max(1), kind="stable")[:_WORDS]
         texts = dict.fromkeys([*labels, *(words[place] for place in np.sort(nearest))])
         atomic_write(self.out / _TEXTS, "".join(f"{text}\n" for text in texts))
@@ -221,11 +306,15 @@ class Fit:
 
     @cached_property
     def _held_out(self) -> DataSet:
-        """The samples that no training sees, with captions, class names, or the labels that the teacher gives them."""
-        samples, truth = self._samples("validation"), dict[Language, Classes]()
+        """The samples that no training sees, with captions, class names, or the labels that the
+        teacher gives them.
+        """
+        samples = self._samples("validation")
+        truth = dict[Language, Classes]()
         if self.kind == "pairs":
             return data_set(samples)
-        if self.kind == "classes":  # all that have photographs, and not those next to their folders
+        # all that have photographs, and not those next to their folders
+        if self.kind == "classes":
             folders = self._class_folders
             parents = [Path(key).parts[0] for key in list(samples.keys())]
             samples = Rows(samples, np.flatnonzero(np.isin(parents, folders)))
@@ -264,45 +353,80 @@ class Fit:
         needed = None if self.kind == "pairs" else 1_000
         if needed and self.teacher.text_width:  # its own vocabulary is trimmed
             texts = (self.out / _TEXTS).read_text("utf-8").splitlines()
-            tokenizer = require_file(self.teacher_options.source.location, "tokenizer.json")  # or the hub's
+            tokenizer = require_file(
+                self.teacher_options.source.location, "tokenizer.json"
+            )  # or the hub's
             needed = trim_tokenizer(tokenizer.parent, texts, StudentChoice.tokens).get_vocab_size()
         return list_candidates(self.teacher, open_blank(self.teacher_options), needed)
 
     @cached_property
     def _candidates(self) -> dict[str, Candidate]:
-        return {candidate.student.name: candidate for of_network in self._grid.values() for candidate in of_network}
+        return {
+            candidate.student.name: candidate
+            for of_network in self._grid.values()
+            for candidate in of_network
+        }
 
     def _measure(self) -> list[str]:
-        """Measure the largest networks that may fit the budget, at up to three image sizes each; those that fit it."""
-        shutil.rmtree(self.out / "measured/traced", ignore_errors=True)  # of a search that was stopped
+        """Measure the largest networks that may fit the budget, at up to three image sizes each;
+        those that fit it.
+        """
+        shutil.rmtree(
+            self.out / "measured/traced", ignore_errors=True
+        )  # of a search that was stopped
         samples = self._samples("train")
         rows = np.unique(np.linspace(0, len(samples) - 1, _CALIBRATED).astype(int)).tolist()
         damaged = dict[int, str]()
         for row in rows:
             samples.decoded(row, unreadable=damaged)
-        shown = [replace(samples[row], zh=("猫", "狗"), en=("cat", "dog")) for row in rows if row not in damaged]
+        shown = [
+            replace(samples[row], zh=("猫", "狗"), en=("cat", "dog"))
+            for row in rows
+            if row not in damaged
+        ]
         write_parquet(self.out / "measured/images.parquet", shown)
-        least = min(self._candidates.values(), key=lambda candidate: (candidate.parameters, candidate.macs))
+        least = min(
+            self._candidates.values(), key=lambda candidate: (candidate.parameters, candidate.macs)
+        )
         costs = {least: self._cost(least)}
         if not self.budget.fits(costs[least]):
-            name, mb, ms = least.student.name, costs[least].mb, costs[least].ms
-            problem = Message("no candidate fits: the smallest, {}, takes {:.2f} MB and {:.2f} ms", name, mb, ms)
-            limits = {f"--max-mb {1.01 * mb:.2f}": self.budget.max_mb, f"--max-ms {1.1 * ms:.2f}": self.budget.max_ms}
-            hint = Message("increase the budget to {} or more", " ".join(limit for limit in limits if limits[limit]))
+            name = least.student.name
+            mb = costs[least].mb
+            ms = costs[least].ms
+            problem = Message(
+                "no candidate fits: the smallest, {}, takes {:.2f} MB and {:.2f} ms", name, mb, ms
+            )
+            limits = {
+                f"--max-mb {1.01 * mb:.2f}": self.budget.max_mb,
+                f"--max-ms {1.1 * ms:.2f}": self.budget.max_ms,
+            }
+            hint = Message(
+                "increase the budget to {} or more",
+                " ".join(limit for limit in limits if limits[limit]),
+            )
             self.state["costs"].clear()
             raise DcclipError(problem, hint)
-        limit, networks = (self.options.time_s or float("inf")) * _MEASURING, list[str]()
-        # Half of the dimensions cost more than a smaller network does: they are for the smallest budgets.
+        limit = (self.options.time_s or float("inf")) * _MEASURING
+        networks = list[str]()
+        # Half of the dimensions cost more than a smaller network does: they are for the smallest
+        # budgets.
         smallest = promising(self._grid[least.student.network], self.budget, costs)
-        dims = max(entry.student.embed_dim for entry in (least, *(smallest if self.kind != "pairs" else ())))
+        dims = max(
+            entry.student.embed_dim
+            for entry in (least, *(smallest if self.kind != "pairs" else ()))
+        )
         for number in range(_SIDES):
             for network, of_network in self._grid.items():
                 if network not in networks and (number or len(networks) == _NETWORKS):
                     continue
-                wide = [candidate for candidate in of_network if candidate.student.embed_dim >= dims]
+                wide = [
+                    candidate for candidate in of_network if candidate.student.embed_dim >= dims
+                ]
                 for candidate in promising(wide, self.budget, costs):
                     is_known = candidate.student.name in self.state["costs"]
-                    takes_s = (1 if number else 2) * self._export_s  # with the steps of a new network
+                    takes_s = (
+                        1 if number else 2
+                    ) * self._export_s  # with the steps of a new network
                     if networks and not is_known and self._elapsed() + takes_s > limit:
                         break
                     costs[candidate] = self._cost(candidate)
@@ -311,21 +435,29 @@ class Fit:
                         networks.append(network)
                         break
         del costs[least]  # which is only measured first
-        fitting = [candidate for candidate, cost in costs.items() if self.budget.fits(cost, _MARGIN)] or [least]
+        fitting = [
+            candidate for candidate, cost in costs.items() if self.budget.fits(cost, _MARGIN)
+        ] or [least]
         self._measure_step(fitting[0])
         shutil.rmtree(self.out / "measured")
         return [candidate.student.name for candidate in fitting]
 
     def _cost(self, candidate: Candidate) -> Cost:
         """The cost of a candidate's export, measured once."""
-        state, name = self.state, candidate.student.name
+        state = self.state
+        name = candidate.student.name
         if name not in state["costs"]:
-            measured, began = self.out / "measured", time.monotonic()
+            measured = self.out / "measured"
+            began = time.monotonic()
             shutil.rmtree(measured / name, ignore_errors=True)  # of a search that was stopped
             job = self._job(candidate.student, measured / name)
-            cost = cost_of_random(job, measured / "images.parquet", self.budget, measured / "traced")
+            cost = cost_of_random(
+                job, measured / "images.parquet", self.budget, measured / "traced"
+            )
             shutil.rmtree(measured / name)
-            state.setdefault("export_s", {}).setdefault(candidate.student.network, time.monotonic() - began)
+            state.setdefault("export_s", {}).setdefault(
+                candidate.student.network, time.monotonic() - began
+            )
             self.progress.say(Message("fit: {}: {:.2f} MB, {:.2f} ms", name, cost.mb, cost.ms))
             state["costs"][name] = asdict(cost)
             self._save()
@@ -333,12 +465,17 @@ class Fit:
 
     @property
     def _export_s(self) -> float:
-        """Seconds of an export that traces an image network: the median, as some wait for other programs."""
+        """Seconds of an export that traces an image network: the median, as some wait for other
+        programs.
+        """
         return median_low(self.state["export_s"].values())
 
     def _measure_step(self, candidate: Candidate) -> None:
-        """Measure the seconds of a training step with a candidate's image network, once for all image sizes."""
-        state, network = self.state, candidate.student.network
+        """Measure the seconds of a training step with a candidate's image network, once for all
+        image sizes.
+        """
+        state = self.state
+        network = candidate.student.network
         if network not in state["step_s"]:
             from dcclip_cli.train.estimate import measure
 
@@ -346,72 +483,114 @@ class Fit:
             times = measure(job.preflight(["distill"])[0], with_teachers="image_s" not in state)
             shutil.rmtree(job.dir.root)
             state["step_s"][network] = candidate.macs, times.step_s or 1.0
-            state.setdefault("image_s", next((pace.image_s for pace in times.teachers if pace), 0.0))
+            state.setdefault(
+                "image_s", next((pace.image_s for pace in times.teachers if pace), 0.0)
+            )
             self._save()
 
     def _step_s(self, name: str) -> float:
-        """Seconds of a candidate's training step, in proportion to the multiply-adds of its network's measurement.
+        """Seconds of a candidate's training step, in proportion to the multiply-adds of its
+        network's measurement.
 
-        As noise only adds, it takes no longer than one of another network that was measured with more of them.
+        As noise only adds, it takes no longer than one of another network that was measured with
+        more of them.
         """
-        candidate, times = self._candidates[name], list[float]()
+        candidate = self._candidates[name]
+        times = list[float]()
         for network, (macs, step_s) in self.state["step_s"].items():
-            ratio, networks = candidate.macs / macs, {network, candidate.student.network}
-            if len(networks) == 1 or self.teacher.network not in networks:  # the teacher's own is not trained
+            ratio = candidate.macs / macs
+            networks = {network, candidate.student.network}
+            if (
+                len(networks) == 1 or self.teacher.network not in networks
+            ):  # the teacher's own is not trained
                 times.append(step_s * (ratio if len(networks) == 1 else max(1.0, ratio)))
         return min(times)
 
     def _plan(self, names: Sequence[str]) -> None:
-        """Decide how many candidates are trained in each round; without --time also the steps of a full training."""
+        """Decide how many candidates are trained in each round; without --time also the steps of a
+        full training.
+        """
         import torch
 
-        state, time_s, left_s, search_s = self.state, self.options.time_s, 0.0, 0.0
+        state = self.state
+        time_s = self.options.time_s
+        left_s = 0.0
+        search_s = 0.0
         plan: dict[str, Any] = {"threads": torch.get_num_threads(), "augmentations": None}
         if time_s:
-            left_s, encode_s = self._left_s(), self.data.count * state["image_s"]
-            affordable = (number for number in (1, 2, 3, 6) if number == 1 or number * encode_s <= _ENCODING * left_s)
+            left_s = self._left_s()
+            encode_s = self.data.count * state["image_s"]
+            affordable = (
+                number
+                for number in (1, 2, 3, 6)
+                if number == 1 or number * encode_s <= _ENCODING * left_s
+            )
             plan["augmentations"] = max(affordable)
             left_s -= min(plan["augmentations"] * encode_s, left_s / 2)
             search_s = min(left_s, _SEARCHING * time_s - self._elapsed())
         else:
-            keeping = {name for name in names if self._candidates[name].student.network == self.teacher.network}
+            keeping = {
+                name
+                for name in names
+                if self._candidates[name].student.network == self.teacher.network
+            }
             plan["steps"] = {name: self.steps // (4 if name in keeping else 1) for name in names}
         for count in range(len(names), 0, -1):
-            rounds, step_s = [count], sorted(map(self._step_s, names[:count]))
+            rounds = [count]
+            step_s = sorted(map(self._step_s, names[:count]))
             while rounds[-1] >= 2 * _PROMOTED:
                 rounds.append(rounds[-1] // _PROMOTED)
             if time_s:  # opening and evaluating a student takes about half of an export
-                plan["round_s"] = max(0.0, search_s - sum(rounds) * self._export_s / 2) / len(rounds)
+                plan["round_s"] = max(0.0, search_s - sum(rounds) * self._export_s / 2) / len(
+                    rounds
+                )
                 least_steps = min(plan["round_s"] / sum(step_s[-size:]) for size in rounds)
             else:
-                least_steps = min(plan["steps"][name] for name in names[:count]) / (len(rounds) * count)
+                least_steps = min(plan["steps"][name] for name in names[:count]) / (
+                    len(rounds) * count
+                )
             if least_steps >= _LEAST_STEPS:
                 break
         state["plan"] = plan | {"names": list(names[:count]), "rounds": rounds if count > 1 else []}
         self._save()
 
     def _left_s(self) -> float:
-        """Seconds of the time that are left for training, without the last export and its evaluation."""
+        """Seconds of the time that are left for training, without the last export and its
+        evaluation.
+        """
         return max(1.0, (self.options.time_s or 0.0) - self._elapsed() - 2 * self._export_s)
 
     # ---- training runs
 
     def _halve(self) -> list[str]:
-        """Train candidates for a few steps, a third of them for three times as many; all of the last, the best first.
+        """Train candidates for a few steps, a third of them for three times as many; all of the
+        last, the best first.
 
-        Of candidates whose quality differs from the best by no more than the standard error, the smallest comes first.
+        Of candidates whose quality differs from the best by no more than the standard error, the
+        smallest comes first.
         """
-        state, rounds, names = self.state, self.state["plan"]["rounds"], list(self.state["plan"]["names"])
+        state = self.state
+        rounds = self.state["plan"]["rounds"]
+        names = list(self.state["plan"]["names"])
         for number, size in enumerate(rounds):
             if number == len(state["rounds"]):
                 state["rounds"].append({})
-            trained, names = state["rounds"][number], names[:size]
-            round_s, step_s = state["plan"].get("round_s"), sum(map(self._step_s, names))
+            trained = state["rounds"][number]
+            names = names[:size]
+            round_s = state["plan"].get("round_s")
+            step_s = sum(map(self._step_s, names))
             for name in (name for name in names if name not in trained):
-                # In equal times, a slow network takes too few steps to be compared with a fast one.
-                affordable = state["plan"]["steps"][name] / len(rounds) / size if round_s is None else round_s / step_s
+                # In equal times, a slow network takes too few steps to be compared with a fast
+                # one.
+                affordable = (
+                    state["plan"]["steps"][name] / len(rounds) / size
+                    if round_s is None
+                    else round_s / step_s
+                )
                 steps = max(_LEAST_STEPS, int(affordable))
-                job = self._job(self._candidates[name].student, self.out / f"round-{number + 1}" / name, steps)
+                job = self._job(
+                    self._candidates[name].student, self.out / f"round-{number + 1}" / name, steps
+                )
                 job.begin("distill")
                 result = job.train("distill")
                 quality, results = self._evaluate(result.model)
@@ -423,7 +602,9 @@ class Fit:
             names.sort(key=lambda name: -trained[name]["quality"])
         if not rounds:
             return names
-        results_of = {name: [EvalResult(**entry) for entry in trained[name]["results"]] for name in names}
+        results_of = {
+            name: [EvalResult(**entry) for entry in trained[name]["results"]] for name in names
+        }
         mb = dict[str, float]()  # of the best and of those that tie with it
         for name in names:
             pairs = compare_results(results_of[name], results_of[names[0]], force=True)
@@ -432,21 +613,31 @@ class Fit:
         return sorted(names, key=lambda name: mb.get(name, float("inf")))
 
     def _finish(self, names: Sequence[str]) -> None:
-        """Train the first of the candidates in full and export it; the next one where its export misses the budget."""
-        state, missed = self.state, self.state.setdefault("missed", {})
+        """Train the first of the candidates in full and export it; the next one where its export
+        misses the budget.
+        """
+        state = self.state
+        missed = self.state.setdefault("missed", {})
         for name in (name for name in names if name not in missed):
             if missed and self.options.time_s:
                 break  # the first one has taken all of the time
             if state.get("final", {}).get("name") != name:
                 for stage in STAGES:  # of the candidate before
                     shutil.rmtree(self.out / stage.name, ignore_errors=True)
-                state["final"] = {"name": name, "steps": self._final_steps(name), "search_s": self._elapsed()}
+                state["final"] = {
+                    "name": name,
+                    "steps": self._final_steps(name),
+                    "search_s": self._elapsed(),
+                }
                 self._save()
             final = state["final"]
             self.progress.say(Message("fit: {} is trained for {:,} steps", name, final["steps"]))
             if self.options.time_s and final["steps"] == _LEAST_STEPS:
                 self.progress.say(
-                    Message("warning: fit: {} steps are too few for a usable student: increase --time", _LEAST_STEPS)
+                    Message(
+                        "warning: fit: {} steps are too few for a usable student: increase --time",
+                        _LEAST_STEPS,
+                    )
                 )
             job = self._job(self._candidates[name].student, self.out, final["steps"])
             job.begin(*job.loaded.recipe.stages)
@@ -456,33 +647,54 @@ class Fit:
             if self.budget.fits(cost):
                 quality, results = self._evaluate(self.out / "export")
                 measured = {"cost": asdict(cost), "quality": quality, "metric": results[0].metric}
-                state["result"] = final | measured | {"training_s": self._elapsed() - final["search_s"]}
+                state["result"] = (
+                    final | measured | {"training_s": self._elapsed() - final["search_s"]}
+                )
                 return self._save()
             missed[name] = f"{cost.mb:.2f} MB, {cost.ms:.2f} ms"
-            self.progress.say(Message("warning: fit: {} exceeds the budget after training: {}", name, missed[name]))
+            self.progress.say(
+                Message(
+                    "warning: fit: {} exceeds the budget after training: {}", name, missed[name]
+                )
+            )
             self._save()
-        problem = Message("trained students exceed the budget: {}", "; ".join(map(": ".join, missed.items())))
+        problem = Message(
+            "trained students exceed the budget: {}", "; ".join(map(": ".join, missed.items()))
+        )
         raise DcclipError(problem, "increase the budget by 10 %, and use a new folder")
 
     def _export(self, name: str, steps: int) -> Cost:
-        """Export the candidate that is trained in full, all in int8; returns its cost, in which noise counts less."""
+        """Export the candidate that is trained in full, all in int8; returns its cost, in which
+        noise counts less.
+        """
         job = self._job(self._candidates[name].student, self.out, steps)
         assert job.loaded.recipe.export is not None
-        return cost_of(job.export(job.loaded.recipe.export, job.trained_model(), self.out / "export"), self.budget, 9)
+        return cost_of(
+            job.export(job.loaded.recipe.export, job.trained_model(), self.out / "export"),
+            self.budget,
+            9,
+        )
 
     def _final_steps(self, name: str) -> int:
-        """As many steps as the rest of the time allows at the last round's median pace; else those of the plan."""
-        state, step_s = self.state, self._step_s(name)
+        """As many steps as the rest of the time allows at the last round's median pace; else those
+        of the plan.
+        """
+        state = self.state
+        step_s = self._step_s(name)
         if self.options.time_s is None:
             return int(state["plan"]["steps"][name])
         paces = [1.1]  # what was measured is the fastest of a few steps
         if state["rounds"]:  # the first of a round waits for the teacher
             trained = state["rounds"][-1].items()
-            paces = [entry["seconds"] / entry["steps"] / self._step_s(key) for key, entry in trained]
+            paces = [
+                entry["seconds"] / entry["steps"] / self._step_s(key) for key, entry in trained
+            ]
         step_s *= max(1.0, median_low(paces))
         step_s *= 1.2 if self.kind == "pairs" else 1.0  # stage 2 has a fifth of the steps
         left_s = self._left_s()
-        job = self._job(self._candidates[name].student, self.out, max(_LEAST_STEPS, int(left_s / step_s)))
+        job = self._job(
+            self._candidates[name].student, self.out, max(_LEAST_STEPS, int(left_s / step_s))
+        )
         left_s -= state["image_s"] * job.preflight(["distill"])[0].remaining_rows(0).images
         return max(_LEAST_STEPS, int(left_s / step_s))
 
@@ -492,4 +704,6 @@ class Fit:
         if rounds := [trained for trained in self.state["rounds"] if trained]:
             best = max(rounds[-1], key=lambda name: rounds[-1][name]["quality"])
             model = RunDir(self.out / f"round-{len(rounds)}" / best).model("distill")
-            self.progress.say(Message("fit: the best student so far: dcclip export --model {}", model))
+            self.progress.say(
+                Message("fit: the best student so far: dcclip export --model {}", model)
+            )

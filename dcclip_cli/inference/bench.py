@@ -11,24 +11,24 @@ from pathlib import Path
 
 import numpy as np
 
-from dcclip_cli.errors import DcclipError, Message
-from dcclip_cli.files import refuse_special
-from dcclip_cli.inference.files import PathLike, image_files
-from dcclip_cli.machine import cores, peak_memory_bytes
+from dcclip_cli.core.errors import DcclipError, Message
+from dcclip_cli.core.files import refuse_special
+from dcclip_cli.core.machine import cores, peak_memory_bytes
+from dcclip_cli.core.processes import calls, process_pool
+from dcclip_cli.core.progress import ProgressChoice, progress_for
+from dcclip_cli.inference.images import PathLike, image_files
 from dcclip_cli.model.reference import ModelSource, resolve
-from dcclip_cli.processes import calls, process_pool
-from dcclip_cli.progress import ProgressChoice, progress_for
 
 
 @dataclass(frozen=True)
 class Bench:
     """A model on this machine; sizes in bytes.
 
-    `load_s` includes the imports. Latencies are medians of one image, without preprocessing unless it is in the tower's
-    graph, and of one short text, on one thread; `memory_bytes` is the peak until then, 0 for a teacher of a class
-    in `__main__`. `images_per_s` is with reading, of files that were read before. `agreement` is the fraction of
-    the images with the same best label as with the first of the models. Both are None without images, and without
-    labels.
+    `load_s` includes the imports. Latencies are medians of one image, without preprocessing unless
+    it is in the tower's graph, and of one short text, on one thread; `memory_bytes` is the peak
+    until then, 0 for a teacher of a class in `__main__`. `images_per_s` is with reading, of files
+    that were read before. `agreement` is the fraction of the images with the same best label as
+    with the first of the models. Both are None without images, and without labels.
     """
 
     model: str
@@ -53,21 +53,25 @@ def bench(
 ) -> list[Bench]:
     """Measure models, what `load` takes, one after the other on the CPU, in fp32.
 
-    With `images`, files, folders or globs, also their throughput on `threads` threads, all cores by default, and with
-    `labels` how far they agree with the first model. Each model has a process of its own, or all share one if
-    `together`: torch is imported once, but `memory_bytes` of a later model is up to 4 % higher, and at least that of
-    those before it. Measure on a machine that does nothing else.
+    With `images`, files, folders or globs, also their throughput on `threads` threads, all cores
+    by default, and with `labels` how far they agree with the first model. Each model has a process
+    of its own, or all share one if `together`: torch is imported once, but `memory_bytes` of a
+    later model is up to 4 % higher, and at least that of those before it. Measure on a machine
+    that does nothing else.
     """
     benches: list[Bench] = []
     pool: ProcessPoolExecutor | None = None
     best: list[list[str | None]] = []
-    paths, names = list(image_files(images)), [models] if isinstance(models, str | os.PathLike) else [*models]
+    paths = list(image_files(images))
+    names = [models] if isinstance(models, str | os.PathLike) else [*models]
     if labels and not paths:
         raise DcclipError("--labels needs images", "add images with --images FOLDER")
     for path in paths:
         refuse_special(path)
     sources = [name if isinstance(name, ModelSource) else resolve(str(name)) for name in names]
-    measure = partial(_measure, paths=paths, labels=list(dict.fromkeys(labels)), threads=threads or cores())
+    measure = partial(
+        _measure, paths=paths, labels=list(dict.fromkeys(labels)), threads=threads or cores()
+    )
     hint = Message("free some memory, or measure a smaller model")
     talk = progress_for(progress)
     with talk.task(Message("bench"), len(names)) as task, ExitStack() as pools:
@@ -83,11 +87,21 @@ def bench(
             if len(errors) == len(paths) > 0:
                 raise errors[0]
             if errors and not best:
-                talk.say(Message("warning: {:,} unreadable images are ignored: {}", len(errors), errors[0]))
+                talk.say(
+                    Message(
+                        "warning: {:,} unreadable images are ignored: {}", len(errors), errors[0]
+                    )
+                )
             best.append(answers)
-            same = [label == first for label, first in zip(answers, best[0], strict=True) if first is not None]
+            same = [
+                label == first
+                for label, first in zip(answers, best[0], strict=True)
+                if first is not None
+            ]
             label = source.target if name is source else str(name)
-            benches.append(replace(measured, model=label, agreement=sum(same) / len(same) if same else None))
+            benches.append(
+                replace(measured, model=label, agreement=sum(same) / len(same) if same else None)
+            )
             task.advance()
     return benches
 
@@ -95,14 +109,18 @@ def bench(
 def _measure(
     source: ModelSource, paths: Sequence[Path], labels: Sequence[str], threads: int
 ) -> tuple[Bench, list[str | None], list[DcclipError]]:
-    """The measurements of a model, its best label for each image, None for those that cannot be read, and why."""
+    """The measurements of a model, its best label for each image, None for those that cannot be
+    read, and why.
+    """
     begin = time.perf_counter()
     from dcclip_cli.inference.encoder import footprint, load_encoder
     from dcclip_cli.inference.images import embed, read
     from dcclip_cli.inference.zero_shot import Labels
 
     encoder = load_encoder(source, "cpu", "fp32", threads=1)
-    load_s, small, memory_bytes = time.perf_counter() - begin, footprint(encoder), peak_memory_bytes()
+    load_s = time.perf_counter() - begin
+    small = footprint(encoder)
+    memory_bytes = peak_memory_bytes()
     rate: float | None = None
     best: list[str | None] = []
     errors: list[DcclipError] = []
@@ -122,5 +140,12 @@ def _measure(
                 else ready.names[int(ready.probabilities(row[np.newaxis]).argmax())]
                 for row in results
             ]
-    measured = Bench("", **vars(small), load_s=load_s, memory_bytes=memory_bytes, images_per_s=rate, agreement=None)
+    measured = Bench(
+        "",
+        **vars(small),
+        load_s=load_s,
+        memory_bytes=memory_bytes,
+        images_per_s=rate,
+        agreement=None,
+    )
     return measured, best, errors

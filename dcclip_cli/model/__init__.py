@@ -2,4 +2,6 @@
 
 from typing import Literal
 
-Precision = Literal["auto", "fp32", "bf16", "fp16"]  # of torch models; here since the CLI needs no numpy for its help
+Precision = Literal[
+    "auto", "fp32", "bf16", "fp16"
+]  # of torch models; here since the CLI needs no numpy for its help

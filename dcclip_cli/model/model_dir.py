@@ -1,4 +1,5 @@
-"""Model directories, dcclip's and open_clip's: saving, loading, and open_clip's models by their names on a hub.
+"""Model directories, dcclip's and open_clip's: saving, loading, and open_clip's models by their
+names on a hub.
 
 A directory is open_clip's; dcclip.json in it is dcclip's record of its origin.
 """
@@ -15,9 +16,11 @@ from tempfile import TemporaryDirectory
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from dcclip_cli.checksums import Record, read_record, write_record
-from dcclip_cli.errors import DcclipError, Message
-from dcclip_cli.files import atomic_folder, write_json
+from dcclip_cli.core.checksums import Record, read_record, write_record
+from dcclip_cli.core.errors import DcclipError, Message
+from dcclip_cli.core.files import atomic_folder, write_json
+from dcclip_cli.core.progress import Progress, Silent
+from dcclip_cli.core.run_dir import RECORD
 from dcclip_cli.model.hub_models import (
     COPY_AGAIN,
     TRANSFORMERS_CONFIG,
@@ -28,7 +31,13 @@ from dcclip_cli.model.hub_models import (
 )
 from dcclip_cli.model.known_words import KnownWords
 from dcclip_cli.model.preprocess import Preprocessing
-from dcclip_cli.model.tokenizer import check_tokenizer, load_tokenizer, save_tokenizer, tokenize_with, tokenizer_errors
+from dcclip_cli.model.tokenizer import (
+    check_tokenizer,
+    load_tokenizer,
+    save_tokenizer,
+    tokenize_with,
+    tokenizer_errors,
+)
 from dcclip_cli.model.weights import (
     CONFIG,
     OPEN_CLIP_WEIGHTS,
@@ -38,8 +47,6 @@ from dcclip_cli.model.weights import (
     require_file,
     weights_digest,
 )
-from dcclip_cli.progress import Progress, Silent
-from dcclip_cli.run_dir import RECORD
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -47,15 +54,33 @@ if TYPE_CHECKING:
 
     from dcclip_cli.model.towers import OpenClipTowers, Tokens
 
-WEIGHTS, PROVENANCE = "open_clip_model.safetensors", RECORD
-RECORD_HINT = Message("copy or create the whole model directory again; put your own notes into README.md")
+WEIGHTS = "open_clip_model.safetensors"
+PROVENANCE = RECORD
+RECORD_HINT = Message(
+    "copy or create the whole model directory again; put your own notes into README.md"
+)
 _OLD_BUFFERS = ("text.transformer.embeddings.position_ids",)  # that transformers saved until 2023
 
-# Sizes of the text towers that open_clip's own models name, as in their repositories on the Hugging Face Hub.
-_ROBERTA: dict[str, Any] = {"max_position_embeddings": 514, "type_vocab_size": 1, "layer_norm_eps": 1e-5}
+# Sizes of the text towers that open_clip's own models name, as in their repositories on the
+# Hugging Face Hub.
+_ROBERTA: dict[str, Any] = {
+    "max_position_embeddings": 514,
+    "type_vocab_size": 1,
+    "layer_norm_eps": 1e-5,
+}
 _ROBERTA |= {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
-_BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
-_LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
+_BASE = {
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+}
+_LARGE = {
+    "hidden_size": 1024,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "intermediate_size": 4096,
+}
 _TEXT_TOWERS: dict[str, dict[str, Any]] = {
     "roberta-base": {"model_type": "roberta", "vocab_size": 50_265, **_ROBERTA, **_BASE},
     "xlm-roberta-base": {"model_type": "xlm-roberta", "vocab_size": 250_002, **_ROBERTA, **_BASE},
@@ -73,15 +98,28 @@ def save_model(
     half: bool = False,
     others: Mapping[str, bytes] = MappingProxyType({}),
 ) -> None:
-    """Write a model directory atomically; `half` stores weights as fp16, `others` are further files by name."""
+    """Write a model directory atomically; `half` stores weights as fp16, `others` are further
+    files by name.
+    """
     import torch
     from safetensors.torch import save_file
 
-    weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    weights = {
+        name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()
+    }
     if half:
-        weights = {name: value.half() if value.is_floating_point() else value for name, value in weights.items()}
-    assert all(torch.isfinite(value).all() for value in weights.values() if value.is_floating_point())
-    provenance = {"kind": "model", "parameters": sum(p.numel() for p in model.parameters()), **provenance}
+        weights = {
+            name: value.half() if value.is_floating_point() else value
+            for name, value in weights.items()
+        }
+    assert all(
+        torch.isfinite(value).all() for value in weights.values() if value.is_floating_point()
+    )
+    provenance = {
+        "kind": "model",
+        "parameters": sum(p.numel() for p in model.parameters()),
+        **provenance,
+    }
     with atomic_folder(folder) as temporary:
         save_file(weights, temporary / WEIGHTS)
         content = {"model_cfg": config, "preprocess_cfg": preprocessing.to_config()}
@@ -94,16 +132,24 @@ def save_model(
 
 
 def read_provenance(folder: Path) -> Record:
-    """dcclip's record of a model directory. Raises DcclipError if it is missing or not that of a model."""
+    """dcclip's record of a model directory. Raises DcclipError if it is missing or not that of a
+    model.
+    """
     record = read_record(folder / PROVENANCE, RECORD_HINT)
     dims = record.content.get("trained_dims", [])
-    if "kind" in record.content and isinstance(dims, list) and all(type(dim) is int for dim in dims):
+    if (
+        "kind" in record.content
+        and isinstance(dims, list)
+        and all(type(dim) is int for dim in dims)
+    ):
         return record
     raise DcclipError("{} is not a valid dcclip.json of a dcclip model", RECORD_HINT, record.file)
 
 
 def load_model(folder: Path, progress: Progress | None = None) -> OpenClipTowers:
-    """The towers of an open_clip directory, in evaluation mode, fp32. Of pickled weights only tensors are read."""
+    """The towers of an open_clip directory, in evaluation mode, fp32. Of pickled weights only
+    tensors are read.
+    """
     from safetensors.torch import load_file
 
     from dcclip_cli.model.towers import OpenClipTowers
@@ -124,22 +170,36 @@ def load_model(folder: Path, progress: Progress | None = None) -> OpenClipTowers
                 for name, value in load_file(file).items()
                 if name not in _OLD_BUFFERS
             }
-            # A student is copied out of its file, since it may be trained; of a teacher the file's pages are used.
+            # A student is copied out of its file, since it may be trained; of a teacher the file's
+            # pages are used.
             model.load_state_dict(weights, assign=record is None)
-            settings = config.get("preprocess_cfg", {}) if record else dict(model.visual.preprocess_cfg)
+            settings = (
+                config.get("preprocess_cfg", {}) if record else dict(model.visual.preprocess_cfg)
+            )
             preprocessing = Preprocessing.from_config(settings)
         if record is None:
             library = directory_tokenizer(folder, config)
             towers = OpenClipTowers(model, library, preprocessing, folder.name, fingerprint)
-            tokens = getattr(library.library, "tokenizer", library.library).vocab_size  # without those added later
+            tokens = getattr(
+                library.library, "tokenizer", library.library
+            ).vocab_size  # without those added later
         else:
             tokenizer = load_tokenizer(folder)
-            tokenize = tokenize_with(tokenizer, config["model_cfg"]["text_cfg"], str(folder / "tokenizer.json"))
+            tokenize = tokenize_with(
+                tokenizer, config["model_cfg"]["text_cfg"], str(folder / "tokenizer.json")
+            )
             name = str(record.content.get("name", folder.name))
-            towers = OpenClipTowers(model, tokenize, preprocessing, name, fingerprint, tokenizer.get_vocab())
-            tokens, towers.trained_dims = tokenizer.get_vocab_size(), tuple(record.content.get("trained_dims", ()))
-            towers.known = KnownWords(**record.content["known"]) if record.content.get("known") else None
-        check_tokenizer(towers.tokenize, tokens, towers.vocabulary_rows, f"the tokenizer of {folder}")
+            towers = OpenClipTowers(
+                model, tokenize, preprocessing, name, fingerprint, tokenizer.get_vocab()
+            )
+            tokens = tokenizer.get_vocab_size()
+            towers.trained_dims = tuple(record.content.get("trained_dims", ()))
+            towers.known = (
+                KnownWords(**record.content["known"]) if record.content.get("known") else None
+            )
+        check_tokenizer(
+            towers.tokenize, tokens, towers.vocabulary_rows, f"the tokenizer of {folder}"
+        )
     return towers.eval()
 
 
@@ -152,20 +212,28 @@ def blank_model(folder: Path) -> OpenClipTowers:
     with library_errors(Message("{} contains an unusable model", folder), COPY_AGAIN):
         if not (folder / PROVENANCE).is_file():
             preprocessing = Preprocessing.from_config(dict(model.visual.preprocess_cfg))
-            return OpenClipTowers(model, directory_tokenizer(folder, config), preprocessing, folder.name, "")
+            return OpenClipTowers(
+                model, directory_tokenizer(folder, config), preprocessing, folder.name, ""
+            )
         preprocessing = Preprocessing.from_config(config.get("preprocess_cfg", {}))
         tokenizer = load_tokenizer(folder)
     tokenize = tokenize_with(tokenizer, config["model_cfg"]["text_cfg"])
     return OpenClipTowers(model, tokenize, preprocessing, folder.name, "", tokenizer.get_vocab())
 
 
-def model_fingerprint(folder: Path, names: Sequence[str] = (CONFIG, WEIGHTS, "tokenizer.json")) -> str:
+def model_fingerprint(
+    folder: Path, names: Sequence[str] = (CONFIG, WEIGHTS, "tokenizer.json")
+) -> str:
     """The sha256 of the files that decide the model's outputs; exports name their own files."""
     return files_fingerprint([folder / name for name in names])
 
 
-def files_fingerprint(files: Sequence[Path], digests: Mapping[str, str] = MappingProxyType({})) -> str:
-    """The sha256 of the digests of those files that exist; `digests` has some, by name, that are known."""
+def files_fingerprint(
+    files: Sequence[Path], digests: Mapping[str, str] = MappingProxyType({})
+) -> str:
+    """The sha256 of the digests of those files that exist; `digests` has some, by name, that are
+    known.
+    """
     digest = hashlib.sha256()
     for file in files:
         if file.is_file():
@@ -174,7 +242,9 @@ def files_fingerprint(files: Sequence[Path], digests: Mapping[str, str] = Mappin
 
 
 def load_named(model: str, repository: str) -> OpenClipTowers:
-    """The towers of open_clip's `ARCH/TAG`, or of a hub's `repository`. Raises DcclipError if they cannot be loaded."""
+    """The towers of open_clip's `ARCH/TAG`, or of a hub's `repository`. Raises DcclipError if they
+    cannot be loaded.
+    """
     import open_clip
 
     from dcclip_cli.model.towers import TREATMENT, OpenClipTowers, module_digest
@@ -182,7 +252,9 @@ def load_named(model: str, repository: str) -> OpenClipTowers:
     name, tag = (model, None) if repository else model.rpartition("/")[::2]
     if not name:
         raise DcclipError(
-            "the open_clip model '{}' has no tag", "write ARCH/TAG, for example ViT-B-32/laion2b_s34b_b79k", model
+            "the open_clip model '{}' has no tag",
+            "write ARCH/TAG, for example ViT-B-32/laion2b_s34b_b79k",
+            model,
         )
     hint = Message("check the name against open_clip.list_pretrained(), and the network connection")
     message = Message("open_clip model {} cannot be loaded", model)
@@ -195,15 +267,21 @@ def load_named(model: str, repository: str) -> OpenClipTowers:
 
 
 def build(folder: Path, config: dict[str, Any], files: Sequence[Path] = ()) -> nn.Module:
-    """The model that a configuration describes: on the meta device, or with weight `files`, whose headers must fit."""
+    """The model that a configuration describes: on the meta device, or with weight `files`, whose
+    headers must fit.
+    """
     text_tower = config["model_cfg"]["text_cfg"].get("hf_model_name")
     message = Message("{}: open_clip cannot build this model", folder / CONFIG)
     with _quiet(), library_errors(message, COPY_AGAIN), TemporaryDirectory() as name:
         source = folder
-        if text_tower:  # built from its configuration only; open_clip would download its weights as well
+        if (
+            text_tower
+        ):  # built from its configuration only; open_clip would download its weights as well
             source = Path(name)
             text = config["model_cfg"]["text_cfg"] | {"hf_model_name": name}
-            write_json(source / CONFIG, config | {"model_cfg": config["model_cfg"] | {"text_cfg": text}})
+            write_json(
+                source / CONFIG, config | {"model_cfg": config["model_cfg"] | {"text_cfg": text}}
+            )
             write_json(source / TRANSFORMERS_CONFIG, text_tower_sizes(folder, text_tower))
         blank = _create(source, "meta")
         if not files:
@@ -217,11 +295,15 @@ def _create(source: Path, device: str) -> nn.Module:
     import torch
 
     with torch.device(device):
-        return open_clip.create_model(f"local-dir:{source}", device=device, load_weights=False, pretrained_hf=False)
+        return open_clip.create_model(
+            f"local-dir:{source}", device=device, load_weights=False, pretrained_hf=False
+        )
 
 
 def text_tower_sizes(folder: Path, name: str) -> dict[str, Any]:
-    """The configuration of a text tower of transformers: in the directory, or known. Raises DcclipError if neither."""
+    """The configuration of a text tower of transformers: in the directory, or known. Raises
+    DcclipError if neither.
+    """
     from open_clip.hf_configs import arch_dict
 
     file = folder / TRANSFORMERS_CONFIG
@@ -284,7 +366,9 @@ def _quiet() -> Iterator[None]:
 
 
 def _model_card(provenance: dict[str, Any]) -> str:
-    metrics = "\n".join(f"| {key} | {value} |" for key, value in provenance.get("metrics", {}).items())
+    metrics = "\n".join(
+        f"| {key} | {value} |" for key, value in provenance.get("metrics", {}).items()
+    )
     return f"""---
 library_name: open_clip
 language: [zh, en]

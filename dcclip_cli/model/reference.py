@@ -1,4 +1,6 @@
-"""References to models, as `--model` and a recipe's teacher name them, and the models that they mean."""
+"""References to models, as `--model` and a recipe's teacher name them, and the models that they
+mean.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from dcclip_cli.checksums import FILES, read_record
-from dcclip_cli.errors import DcclipError, Message
-from dcclip_cli.files import read_json
-from dcclip_cli.hub import OPEN_CLIP_SCHEME, cached_folder, files_on_hub, modelscope_folder
+from dcclip_cli.core.checksums import FILES, read_record
+from dcclip_cli.core.errors import DcclipError, Message
+from dcclip_cli.core.files import read_json
+from dcclip_cli.core.hub import OPEN_CLIP_SCHEME, cached_folder, files_on_hub, modelscope_folder
+from dcclip_cli.core.progress import Progress
+from dcclip_cli.core.run_dir import RECORD, STAGES
 from dcclip_cli.model.hub_models import (
     CHECK_NAME,
     COPY_AGAIN,
@@ -41,15 +45,15 @@ from dcclip_cli.model.weights import (
     find_weights,
     require_file,
 )
-from dcclip_cli.progress import Progress
-from dcclip_cli.run_dir import RECORD, STAGES
 
 if TYPE_CHECKING:
     from dcclip_cli.model.towers import Towers
 
 Library = Literal["transformers", "open_clip"]
 STARTER = "starter"  # the name of the model that comes with the package
-_STARTER_BUNDLE = Path(__file__).parent.parent / STARTER  # its folder `model` is the model directory, for teachers
+_STARTER_BUNDLE = (
+    Path(__file__).parent.parent / STARTER
+)  # its folder `model` is the model directory, for teachers
 _SCHEMES: dict[str, Library | None] = {
     "hf": "transformers",
     "open_clip": "open_clip",
@@ -57,16 +61,20 @@ _SCHEMES: dict[str, Library | None] = {
     "ms": None,
 }
 _HUB_NAME = re.compile(r"(?!.*(\.\.|--))([\w.-]{1,96}/)?[\w.-]{1,96}(@[\w./-]+)?", re.ASCII)
-_HINT = Message("create a model with: dcclip run recipes/quickstart.yaml, or choose one with --model")
+_HINT = Message(
+    "create a model with: dcclip run recipes/quickstart.yaml, or choose one with --model"
+)
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A model and where its files are: a directory, a repository of the Hugging Face Hub, or open_clip's ARCH/TAG.
+    """A model and where its files are: a directory, a repository of the Hugging Face Hub, or
+    open_clip's ARCH/TAG.
 
-    `location` is its path or name; `description` is shown to the user. `trust_remote_code`: the user allows code in the
-    model's repository or directory to run; `resolve` never sets it. `teacher`: options of a recipe's own teacher, which
-    loads its towers itself. `name`: the model's, if `location` is a path without it.
+    `location` is its path or name; `description` is shown to the user. `trust_remote_code`: the
+    user allows code in the model's repository or directory to run; `resolve` never sets it.
+    `teacher`: options of a recipe's own teacher, which loads its towers itself. `name`: the
+    model's, if `location` is a path without it.
     """
 
     kind: Literal["folder", "bundle", "hf", "open_clip"]
@@ -89,19 +97,31 @@ class ModelSource:
     @property
     def target(self) -> str:
         """The location as results, new recipes and open_clip have it."""
-        return f"{OPEN_CLIP_SCHEME}:{self.location}" if self.on_hub and self.library == "open_clip" else self.location
+        return (
+            f"{OPEN_CLIP_SCHEME}:{self.location}"
+            if self.on_hub and self.library == "open_clip"
+            else self.location
+        )
 
     def folder(self) -> Path | None:
-        """The directory with all its files: its own, or in the hub's local cache; None if there is none."""
+        """The directory with all its files: its own, or in the hub's local cache; None if there is
+        none.
+        """
         if self.path.is_dir():
             return self.path
         if self.path.is_absolute() or not self.on_hub:
             return None
         cached = cached_folder(self.location, CONFIG) or cached_folder(self.location)
-        return cached if cached and not _missing_files({file.name for file in cached.iterdir()}) else None
+        return (
+            cached
+            if cached and not _missing_files({file.name for file in cached.iterdir()})
+            else None
+        )
 
     def check(self) -> None:
-        """Raise DcclipError for missing files, weights of ARCH/TAG too, or a hub that cannot be reached."""
+        """Raise DcclipError for missing files, weights of ARCH/TAG too, or a hub that cannot be
+        reached.
+        """
         is_directory = self.path.is_dir()
         if not is_directory and self.path.is_absolute():
             hint = Message("check the path, or use a name on the Hugging Face hub")
@@ -118,15 +138,24 @@ class ModelSource:
                 tags = ", ".join(open_clip.list_pretrained_tags_by_model(architecture))
                 tags = tags or Message("none (unknown architecture)")
                 raise DcclipError(
-                    "open_clip has no {}", "choose one of the tags of {}: {}", self.location, architecture, tags
+                    "open_clip has no {}",
+                    "choose one of the tags of {}: {}",
+                    self.location,
+                    architecture,
+                    tags,
                 )
             return check_repository(str(config.get("hf_hub", "")).rstrip("/"), OPEN_CLIP_WEIGHTS)
         folder = self.folder()
-        files = files_on_hub(self.location) if folder is None else {file.name for file in folder.iterdir()}
+        files = (
+            files_on_hub(self.location)
+            if folder is None
+            else {file.name for file in folder.iterdir()}
+        )
         if missing := _missing_files(files):
             raise DcclipError(
                 "{} has no {}",
-                "copy or download the whole model again; use a directory written by save_pretrained or by dcclip",
+                "copy or download the whole model again; use a directory written by "
+                "save_pretrained or by dcclip",
                 *(self.location, missing),
             )
         if folder is None:
@@ -139,10 +168,14 @@ class ModelSource:
             from dcclip_cli.model.families import read_config
 
             read_config(folder / TRANSFORMERS_CONFIG, self.location)
-        find_weights(str(folder), (*OPEN_CLIP_WEIGHTS, *TRANSFORMERS_WEIGHTS))  # with all their parts
+        find_weights(
+            str(folder), (*OPEN_CLIP_WEIGHTS, *TRANSFORMERS_WEIGHTS)
+        )  # with all their parts
 
     def blank(self) -> Towers | None:
-        """The towers without weights; None where files are absent, or a model cannot be built so. Raises as `load`."""
+        """The towers without weights; None where files are absent, or a model cannot be built so.
+        Raises as `load`.
+        """
         folder = self.folder()
         if folder is None:
             return None
@@ -151,7 +184,9 @@ class ModelSource:
         from dcclip_cli.model.families import checked_family
 
         family = checked_family(str(folder), folder / TRANSFORMERS_CONFIG, self.trust_remote_code)
-        with library_errors(Message("teacher {} cannot be built from its configuration", self.location), COPY_AGAIN):
+        with library_errors(
+            Message("teacher {} cannot be built from its configuration", self.location), COPY_AGAIN
+        ):
             return family.blank(folder)
 
     def load(self, progress: Progress) -> Towers:
@@ -166,7 +201,8 @@ class ModelSource:
             from dcclip_cli.model.families import checked_family
 
             shows_downloads = not are_progress_bars_disabled()
-            transformers.utils.logging.disable_progress_bar()  # of "Loading weights", and of downloads
+            # of "Loading weights", and of downloads
+            transformers.utils.logging.disable_progress_bar()
             if shows_downloads:
                 enable_progress_bars()
             is_export = (self.path / PROVENANCE).exists()  # by dcclip
@@ -182,7 +218,9 @@ class ModelSource:
         elif folder := self.path if is_directory else self.download():
             if not is_directory and (folder / "image.onnx").is_file():
                 hint = Message("use the model directory that it was exported from")
-                raise DcclipError("{} is an exported bundle and cannot be a teacher", hint, self.target)
+                raise DcclipError(
+                    "{} is an exported bundle and cannot be a teacher", hint, self.target
+                )
             towers = load_model(folder, progress=progress)
         else:
             towers = load_named(self.target, self.location if self.on_hub else "")
@@ -190,15 +228,19 @@ class ModelSource:
         return towers
 
     def download(self) -> Path | None:
-        """The folder in the hub's cache with a repository's model directory or export, downloaded if it is not there.
+        """The folder in the hub's cache with a repository's model directory or export, downloaded
+        if it is not there.
 
-        None if there is no repository, or it has no record of dcclip that lists files: it is another library's.
+        None if there is no repository, or it has no record of dcclip that lists files: it is
+        another library's.
         """
         if not self.on_hub or self.library != "open_clip":
             return None
         with library_errors(Message("model {} cannot be loaded", self.target), CHECK_NAME):
             record = find_file(self.location, PROVENANCE)
-            files = read_json(record, RECORD_HINT).get(FILES) if record else None  # which are not here yet
+            files = (
+                read_json(record, RECORD_HINT).get(FILES) if record else None
+            )  # which are not here yet
             if not files:
                 return None
             from huggingface_hub import snapshot_download
@@ -206,7 +248,9 @@ class ModelSource:
             return Path(snapshot_download(self.location, allow_patterns=[*files, PROVENANCE]))
 
     def fingerprint(self) -> list[Any] | None:
-        """What changes whenever a file of the model does; None for unknown files. The hub's are known by content."""
+        """What changes whenever a file of the model does; None for unknown files. The hub's are
+        known by content.
+        """
         folder = self.path if self.path.is_dir() else None
         if folder is None and not self.on_hub:
             return [self.location]  # ARCH/TAG, which never changes
@@ -227,7 +271,9 @@ class ModelSource:
 
 
 def library_of(folder: Path, preferred: Library) -> Library:
-    """The library that reads a model directory; `preferred` if both do. Raises DcclipError if none does."""
+    """The library that reads a model directory; `preferred` if both do. Raises DcclipError if none
+    does.
+    """
     libraries: list[Library] = []
     if any((folder / name).is_file() for name in (CONFIG, WEIGHTS)):
         libraries.append("open_clip")
@@ -237,17 +283,25 @@ def library_of(folder: Path, preferred: Library) -> Library:
     if libraries:
         return preferred if preferred in libraries else libraries[0]
     if not folder.is_dir():
-        raise DcclipError("{} is not a directory", "check the path, or use the name of a model on a hub", folder)
+        raise DcclipError(
+            "{} is not a directory", "check the path, or use the name of a model on a hub", folder
+        )
     if (folder / RECORD).is_file():  # a file that it lists is missing
         read_record(folder / RECORD, Message("copy the whole directory again"))
-    names, hint = sorted(path.name for path in folder.iterdir()), _HINT
-    if inner := [name for name in names if (folder / name / "config.json").is_file() or _is_model(folder / name)]:
+    names = sorted(path.name for path in folder.iterdir())
+    hint = _HINT
+    if inner := [
+        name
+        for name in names
+        if (folder / name / "config.json").is_file() or _is_model(folder / name)
+    ]:
         hint = Message("give its subdirectory {}", folder / inner[0])
     elif (folder / "image.onnx").is_file():
         hint = Message("give a model directory; for an export, the one that it was exported from")
     listing = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") or Message("nothing")
     raise DcclipError(
-        "{} is not a model directory (dcclip, open_clip or transformers), export bundle or finished run (found: {})",
+        "{} is not a model directory (dcclip, open_clip or transformers), export bundle "
+        "or finished run (found: {})",
         hint,
         *(folder, listing),
     )
@@ -270,29 +324,37 @@ def _missing_files(files: Collection[str]) -> str:
 
 
 def parse(reference: str) -> tuple[str, str]:
-    """The scheme of a reference (hf, hf-hub, ms or open_clip) and what follows it; ("", reference) if it has none."""
+    """The scheme of a reference (hf, hf-hub, ms or open_clip) and what follows it; ("", reference)
+    if it has none.
+    """
     scheme, _, name = reference.partition(":")
     return (scheme, name) if scheme in _SCHEMES and name else ("", reference)
 
 
 def resolve(reference: str | None = None, trained: bool = False) -> ModelSource:
-    """The model meant by `reference`, else by $DCCLIP_MODEL, else the starter; where runs are finished it names one.
+    """The model meant by `reference`, else by $DCCLIP_MODEL, else the starter; where runs are
+    finished it names one.
 
-    A run means its export, or with `trained` its model directory, if it has both. Raises DcclipError if `reference` or
-    $DCCLIP_MODEL names no model.
+    A run means its export, or with `trained` its model directory, if it has both. Raises
+    DcclipError if `reference` or $DCCLIP_MODEL names no model.
     """
     if reference:
         return _named(reference, "", trained)
     if from_environment := os.environ.get("DCCLIP_MODEL"):
         return _named(from_environment, " ($DCCLIP_MODEL)", trained)
-    finished = {folder.stat().st_mtime: run for run in Path("runs").glob("*/") if (folder := furthest_stage(run))}
+    finished = {
+        folder.stat().st_mtime: run
+        for run in Path("runs").glob("*/")
+        if (folder := furthest_stage(run))
+    }
     if not finished:
         return _named(STARTER, "")
     return _named(STARTER, Message("; use the newest run with --model {}", finished[max(finished)]))
 
 
 def resolve_teacher(reference: str, library: Library) -> ModelSource:
-    """As `resolve`, but what has no scheme is a name in `library` or a directory, which is not looked into.
+    """As `resolve`, but what has no scheme is a name in `library` or a directory, which is not
+    looked into.
 
     The starter's model directory is meant, not its bundle.
     """
@@ -306,7 +368,9 @@ def resolve_teacher(reference: str, library: Library) -> ModelSource:
     return ModelSource(kind, reference, Message("{} with {}{}", reference, library, ""), on_hub)
 
 
-def _named(reference: str, why: str, trained: bool = False, library: Library = "transformers") -> ModelSource:
+def _named(
+    reference: str, why: str, trained: bool = False, library: Library = "transformers"
+) -> ModelSource:
     scheme, name = parse(reference)
     if scheme:
         preferred = _SCHEMES[scheme] or library
@@ -319,24 +383,36 @@ def _named(reference: str, why: str, trained: bool = False, library: Library = "
                 *(reference, scheme),
             )
         if scheme == "ms":
-            return replace(directory_source(modelscope_folder(reference), preferred, why), name=name.rpartition("/")[2])
-        source = ModelSource("hf" if scheme == "hf" else "open_clip", name, "", on_hub=scheme != "open_clip")
-        return replace(source, description=Message("{} with {}{}", source.target, source.library, why))
+            return replace(
+                directory_source(modelscope_folder(reference), preferred, why),
+                name=name.rpartition("/")[2],
+            )
+        source = ModelSource(
+            "hf" if scheme == "hf" else "open_clip", name, "", on_hub=scheme != "open_clip"
+        )
+        return replace(
+            source, description=Message("{} with {}{}", source.target, source.library, why)
+        )
     if reference == STARTER:
         if Path(STARTER).exists():
             why = Message("{} (for the folder of this name, use ./{})", why, STARTER)
-        return ModelSource("bundle", str(_STARTER_BUNDLE), Message("starter, included in dcclip{}", why))
+        return ModelSource(
+            "bundle", str(_STARTER_BUNDLE), Message("starter, included in dcclip{}", why)
+        )
     if not Path(reference).is_dir():
         message = Message("model {} is not a directory", reference)
         raise DcclipError(
             message,
-            "give a model directory, bundle, run, hf:ORG/NAME, open_clip:ARCH/TAG, hf-hub:ORG/NAME, ms:ORG/NAME or "
+            "give a model directory, bundle, run, hf:ORG/NAME, open_clip:ARCH/TAG, "
+            "hf-hub:ORG/NAME, ms:ORG/NAME or "
             "starter",
         )
     return directory_source(Path(reference), "open_clip", why, trained)
 
 
-def directory_source(path: Path, preferred: Library, why: str = "", trained: bool = False) -> ModelSource:
+def directory_source(
+    path: Path, preferred: Library, why: str = "", trained: bool = False
+) -> ModelSource:
     """The model in a directory or run. Raises DcclipError if it has none."""
     folder = path if _is_model(path) else furthest_stage(path, trained) or path
     location = str(folder.resolve())
@@ -348,8 +424,12 @@ def directory_source(path: Path, preferred: Library, why: str = "", trained: boo
 
 
 def furthest_stage(run: Path, trained: bool = False) -> Path | None:
-    """The model that the last finished stage of a run wrote, or with `trained` the last one that trains, if any did."""
-    stages = sorted(STAGES, key=lambda stage: stage.trains == trained)  # those of the wanted kind last
+    """The model that the last finished stage of a run wrote, or with `trained` the last one that
+    trains, if any did.
+    """
+    stages = sorted(
+        STAGES, key=lambda stage: stage.trains == trained
+    )  # those of the wanted kind last
     for stage in reversed(stages):
         if stage.model and _is_model(run / stage.name / stage.model):
             return run / stage.name / stage.model

@@ -1,4 +1,6 @@
-"""Teachers: one options class per library, which loads its towers. The union at the end is their registry."""
+"""Teachers: one options class per library, which loads its towers. The union at the end is their
+registry.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, SerializeAsAny
 
-from dcclip_cli.errors import Message
-from dcclip_cli.extensions import extension_errors, extension_options
+from dcclip_cli.core.errors import Message
+from dcclip_cli.core.extensions import extension_errors, extension_options
+from dcclip_cli.core.options import Options
+from dcclip_cli.core.progress import Progress, Silent
 from dcclip_cli.model import Precision
 from dcclip_cli.model.precision import choose_precision
 from dcclip_cli.model.reference import STARTER, Library, ModelSource, parse, resolve_teacher
-from dcclip_cli.options import Options
-from dcclip_cli.progress import Progress, Silent
 
 if TYPE_CHECKING:
     from dcclip_cli.model.towers import Towers
@@ -24,11 +26,14 @@ _NAME = "Name on the Hugging Face Hub, ms:ORG/NAME (ModelScope), or a model dire
 
 
 class TeacherOptions(Options):
-    """What all teachers share. An extension also has the fields `kind: str` and `model: str`, which names it."""
+    """What all teachers share. An extension also has the fields `kind: str` and `model: str`,
+    which names it.
+    """
 
     precision: Precision = Field(
         "auto",
-        description="Precision of the teacher (autocast). fp16 requires a GPU. auto: bf16 where the processor supports "
+        description="Precision of the teacher (autocast). fp16 requires a GPU. auto: bf16 where "
+        "the processor supports "
         "it, fp16 on older GPUs",
     )
 
@@ -42,7 +47,9 @@ class TeacherOptions(Options):
         return resolve_teacher(self.model, self.library)
 
     def load(self, device: str = "cpu", progress: Progress | None = None) -> Towers:
-        """The teacher's towers, frozen, in evaluation mode. Raises DcclipError if it cannot be loaded."""
+        """The teacher's towers, frozen, in evaluation mode. Raises DcclipError if it cannot be
+        loaded.
+        """
         with extension_errors(str(getattr(self, "kind", ""))):
             towers: Any = self.load_towers(progress or Silent())
         towers.requires_grad_(False).eval().to(device)
@@ -56,33 +63,42 @@ class TeacherOptions(Options):
 
 
 class LibraryTeacher(TeacherOptions):
-    """A teacher whose `model` is a reference, or else a name in its library or a directory of any library."""
+    """A teacher whose `model` is a reference, or else a name in its library or a directory of any
+    library.
+    """
 
     def load_towers(self, progress: Progress) -> Towers:
         return self.source.load(progress)
 
 
 class TransformersTeacher(LibraryTeacher):
-    """AltCLIP, ChineseCLIP (QA-CLIP), CLIP, EmbeddingGemma 2, MetaCLIP2, SigLIP, or SigLIP2 of transformers."""
+    """AltCLIP, ChineseCLIP (QA-CLIP), CLIP, EmbeddingGemma 2, MetaCLIP2, SigLIP, or SigLIP2 of
+    transformers.
+    """
 
     kind: Literal["transformers"] = "transformers"
     model: str = Field(description=_NAME)
 
 
 class AltClipTeacher(TransformersTeacher):
-    """AltCLIP, the paper's teacher: ViT-L/14 and XLM-RoBERTa-large, 864 M parameters ("BAAI/AltCLIP")."""
+    """AltCLIP, the paper's teacher: ViT-L/14 and XLM-RoBERTa-large, 864 M parameters
+    ("BAAI/AltCLIP").
+    """
 
     kind: Literal["altclip"] = "altclip"  # type: ignore[assignment]
     model: str = Field("BAAI/AltCLIP", description=_NAME)
 
 
 class FgClip2Teacher(TransformersTeacher):
-    """FG-CLIP2 (zh and en, Apache-2.0). It needs the code in its repository; dcclip runs this only if you allow it."""
+    """FG-CLIP2 (zh and en, Apache-2.0). It needs the code in its repository; dcclip runs this only
+    if you allow it.
+    """
 
     kind: Literal["fgclip2"] = "fgclip2"  # type: ignore[assignment]
     model: str = Field("qihoo360/fg-clip2-base", description=_NAME)
     trust_remote_code: bool = Field(
-        False, description="Run the Python files in the model's repository or directory; read them first"
+        False,
+        description="Run the Python files in the model's repository or directory; read them first",
     )
 
     @property
@@ -91,26 +107,42 @@ class FgClip2Teacher(TransformersTeacher):
 
 
 class OpenClipTeacher(LibraryTeacher):
-    """An open_clip model: `ARCH/TAG`, `hf-hub:ORG/NAME`, or a model directory, for example one that dcclip wrote."""
+    """An open_clip model: `ARCH/TAG`, `hf-hub:ORG/NAME`, or a model directory, for example one
+    that dcclip wrote.
+    """
 
     kind: Literal["open_clip"] = "open_clip"
     library = "open_clip"
-    model: str = Field(description="ARCH/TAG, hf-hub:ORG/NAME, ms:ORG/NAME, starter, or a model directory")
+    model: str = Field(
+        description="ARCH/TAG, hf-hub:ORG/NAME, ms:ORG/NAME, starter, or a model directory"
+    )
 
 
 def _as_section(teacher: Any) -> Any:
-    """The section of a teacher, which may also be a reference alone, or have one as `model` in place of a kind."""
+    """The section of a teacher, which may also be a reference alone, or have one as `model` in
+    place of a kind.
+    """
     section = {"model": teacher} if isinstance(teacher, str) else teacher
-    if not isinstance(section, dict) or "kind" in section or not isinstance(section.get("model"), str):
+    if (
+        not isinstance(section, dict)
+        or "kind" in section
+        or not isinstance(section.get("model"), str)
+    ):
         return section
     scheme, name = parse(section["model"])
     if not scheme and name != STARTER and not Path(name).is_absolute():
         if section is teacher:
             return section  # which needs a kind
-        hint = Message("write hf:ORG/NAME, open_clip:ARCH/TAG, hf-hub:ORG/NAME, ms:ORG/NAME, starter or ./DIR")
+        hint = Message(
+            "write hf:ORG/NAME, open_clip:ARCH/TAG, hf-hub:ORG/NAME, ms:ORG/NAME, starter or ./DIR"
+        )
         raise ValueError(Message("{} is not a model reference: {}", name, hint))
     kind = "transformers" if scheme in ("hf", "ms") else "open_clip"
-    return {**section, "kind": kind, "model": name if scheme in ("hf", "open_clip") else section["model"]}
+    return {
+        **section,
+        "kind": kind,
+        "model": name if scheme in ("hf", "open_clip") else section["model"],
+    }
 
 
 _Options = AltClipTeacher | TransformersTeacher | FgClip2Teacher | OpenClipTeacher
@@ -118,5 +150,7 @@ Teacher = Annotated[
     SerializeAsAny[_Options],
     Field(discriminator="kind"),
     extension_options(TeacherOptions),
-    BeforeValidator(_as_section, json_schema_input_type=str | Annotated[_Options, Field(discriminator="kind")]),
+    BeforeValidator(
+        _as_section, json_schema_input_type=str | Annotated[_Options, Field(discriminator="kind")]
+    ),
 ]

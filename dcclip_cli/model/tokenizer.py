@@ -1,4 +1,6 @@
-"""Tokenizers: of students, trained on captions or cut out of the teacher's, and of others with fewer pieces."""
+"""Tokenizers: of students, trained on captions or cut out of the teacher's, and of others with
+fewer pieces.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
-from dcclip_cli.errors import DcclipError, Message
-from dcclip_cli.files import read_json, write_json
-from dcclip_cli.text import HAN_BMP
+from dcclip_cli.core.errors import DcclipError, Message
+from dcclip_cli.core.files import read_json, write_json
+from dcclip_cli.core.text import HAN_BMP
 
 if TYPE_CHECKING:
     from dcclip_cli.model.towers import Tokens
@@ -28,11 +30,13 @@ _TRAIN_VOCABULARY = Message("set student.text.vocabulary: {{from: data, size: ..
 
 
 def train_tokenizer(captions: Iterable[str], size: int) -> Tokenizer:
-    """A Unigram tokenizer of at most `size` tokens, lower-cased and NFKC-normalised, Chinese in single characters.
+    """A Unigram tokenizer of at most `size` tokens, lower-cased and NFKC-normalised, Chinese in
+    single characters.
 
-    Single characters let the model read Chinese words that no caption contains as a whole. NFKC unifies full-width
-    punctuation and letters with the usual ones. The same captions give the same tokenizer. Raises DcclipError if
-    `size` is less than the number of different characters in the captions.
+    Single characters let the model read Chinese words that no caption contains as a whole. NFKC
+    unifies full-width punctuation and letters with the usual ones. The same captions give the same
+    tokenizer. Raises DcclipError if `size` is less than the number of different characters in the
+    captions.
     """
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
@@ -50,7 +54,10 @@ def train_tokenizer(captions: Iterable[str], size: int) -> Tokenizer:
         tokenizer.train_from_iterator(captions, trainer)
     except Exception as error:  # noqa: BLE001  # the library raises nothing narrower
         raise DcclipError(
-            "cannot train a vocabulary of {} tokens: {}", "increase student.text.vocabulary.size", size, error
+            "cannot train a vocabulary of {} tokens: {}",
+            "increase student.text.vocabulary.size",
+            size,
+            error,
         ) from None
     tokenizer = _in_fixed_order(tokenizer)
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -60,18 +67,21 @@ def train_tokenizer(captions: Iterable[str], size: int) -> Tokenizer:
 
 
 def _in_fixed_order(tokenizer: Tokenizer) -> Tokenizer:
-    """The trained tokenizer with its tokens in order of falling score, then of name, with scores rounded.
+    """The trained tokenizer with its tokens in order of falling score, then of name, with scores
+    rounded.
 
-    The trainer iterates over hash maps: from run to run, equal scores change places and sums differ in their last bits,
-    up to 4e-11 on 60,000 captions, so that a student built twice would have different rows for the same tokens.
+    The trainer iterates over hash maps: from run to run, equal scores change places and sums
+    differ in their last bits, up to 4e-11 on 60,000 captions, so that a student built twice would
+    have different rows for the same tokens.
     """
     state = json.loads(tokenizer.to_str())
     vocab = state["model"]["vocab"]
     scores: dict[str, float] = dict(vocab[len(SPECIAL) :])
-    # Characters that were pruned and put back have the lowest score, plus 0, 1, 2, ... times `_STEP`, in the order of a
-    # hash map: they get these scores in order of their names. Other characters with one of these scores cannot be told
-    # from them, and are ordered with them.
-    lowest, restored = min(scores.values(), default=0.0), list[str]()
+    # Characters that were pruned and put back have the lowest score, plus 0, 1, 2, ... times
+    # `_STEP`, in the order of a hash map: they get these scores in order of their names. Other
+    # characters with one of these scores cannot be told from them, and are ordered with them.
+    lowest = min(scores.values(), default=0.0)
+    restored = list[str]()
     singles: dict[float, list[str]] = {}
     for token, score in scores.items():
         if len(token) == 1:
@@ -82,18 +92,24 @@ def _in_fixed_order(tokenizer: Tokenizer) -> Tokenizer:
         step += 1
     scores |= dict(zip(sorted(restored), [scores[token] for token in restored], strict=True))
     trained = [(token, round(score, 6)) for token, score in scores.items()]
-    state["model"]["vocab"] = vocab[: len(SPECIAL)] + sorted(trained, key=lambda entry: (-entry[1], entry[0]))
+    state["model"]["vocab"] = vocab[: len(SPECIAL)] + sorted(
+        trained, key=lambda entry: (-entry[1], entry[0])
+    )
     return Tokenizer.from_str(json.dumps(state, ensure_ascii=False))
 
 
-def trim_tokenizer(source: Path, captions: Iterable[str], size: int, characters: bool = False) -> Tokenizer:
-    """The teacher's tokenizer with only the tokens that the captions use, at most `size` of them, the commonest first.
+def trim_tokenizer(
+    source: Path, captions: Iterable[str], size: int, characters: bool = False
+) -> Tokenizer:
+    """The teacher's tokenizer with only the tokens that the captions use, at most `size` of them,
+    the commonest first.
 
-    Words that were added to it, each a token of its own, are tokens like the others.
-    Scores stay, and with them the cost of an unknown character, which depends on the lowest score: a text whose tokens
-    are all kept is tokenized exactly as before. With `characters`, single characters that no caption contains fill the
-    rest of `size`, ASCII first, then by score. `source` is a directory with a tokenizer.json. Raises DcclipError if
-    that is missing or not a Unigram tokenizer (XLM-RoBERTa's is one).
+    Words that were added to it, each a token of its own, are tokens like the others. Scores stay,
+    and with them the cost of an unknown character, which depends on the lowest score: a text whose
+    tokens are all kept is tokenized exactly as before. With `characters`, single characters that
+    no caption contains fill the rest of `size`, ASCII first, then by score. `source` is a
+    directory with a tokenizer.json. Raises DcclipError if that is missing or not a Unigram
+    tokenizer (XLM-RoBERTa's is one).
     """
     check_trimmable(source)
     full = Tokenizer.from_file(str(source / "tokenizer.json"))
@@ -104,27 +120,40 @@ def trim_tokenizer(source: Path, captions: Iterable[str], size: int, characters:
     counts: Counter[int] = Counter()
     for encoding in full.encode_batch(list(captions), add_special_tokens=False):
         counts.update(encoding.ids)
-    always = {token["id"] for token in state["added_tokens"] if token["special"]} | {state["model"]["unk_id"]}
+    always = {token["id"] for token in state["added_tokens"] if token["special"]} | {
+        state["model"]["unk_id"]
+    }
     always |= {index for index, (token, _) in enumerate(vocab) if token == "▁"}
-    by_frequency = [index for index, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
+    by_frequency = [
+        index for index, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    ]
     if characters:  # ASCII first, then by score
         plain = {index: token.removeprefix("▁") for index, (token, _) in enumerate(vocab)}
         single = [index for index, character in plain.items() if len(character) == 1]
         single.sort(key=lambda index: (not plain[index].isascii(), -vocab[index][1]))
         by_frequency = list(dict.fromkeys([*by_frequency, *single]))
-    ids = sorted(always | set([index for index in by_frequency if index not in always][: max(0, size - len(always))]))
+    ids = sorted(
+        always
+        | set(
+            [index for index in by_frequency if index not in always][: max(0, size - len(always))]
+        )
+    )
     return keep_tokens(state, ids)
 
 
 def check_trimmable(source: Path, hint: str = _TRAIN_VOCABULARY) -> None:
-    """Raise DcclipError unless a directory has a Unigram tokenizer with the special tokens that a student needs."""
+    """Raise DcclipError unless a directory has a Unigram tokenizer with the special tokens that a
+    student needs.
+    """
     file = source / "tokenizer.json"
     if not file.is_file():
         raise DcclipError("{} has no tokenizer.json", hint, source)
     model = read_json(file, hint).get("model", {})
     kind = model.get("type", "Unigram" if "unk_id" in model else None)
     if kind != "Unigram":
-        raise DcclipError("{} is a {} tokenizer; only Unigram tokenizers can be trimmed", hint, file, kind)
+        raise DcclipError(
+            "{} is a {} tokenizer; only Unigram tokenizers can be trimmed", hint, file, kind
+        )
     tokens = {token for token, _ in model.get("vocab", ())}
     if missing := [token for token in ("<pad>", "</s>") if token not in tokens]:
         raise DcclipError("the teacher's tokenizer has no {} token", hint, missing[0])
@@ -153,38 +182,59 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, context_length: int) -> N
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer in a model directory or bundle. Raises DcclipError if it is missing or damaged."""
+    """The tokenizer in a model directory or bundle. Raises DcclipError if it is missing or
+    damaged.
+    """
     file = folder / "tokenizer.json"
     if not file.is_file():
-        raise DcclipError("{} has no tokenizer.json", "create the model again, or copy the whole directory", folder)
+        raise DcclipError(
+            "{} has no tokenizer.json",
+            "create the model again, or copy the whole directory",
+            folder,
+        )
     with tokenizer_errors(str(file)):
         return Tokenizer.from_file(str(file))
 
 
 @contextmanager
 def tokenizer_errors(where: str) -> Iterator[None]:
-    """Turn what the tokenizers library raises, Exception and panics, into a DcclipError that begins with `where`."""
+    """Turn what the tokenizers library raises, Exception and panics, into a DcclipError that
+    begins with `where`.
+    """
     try:
         yield
     except BaseException as error:
         if type(error) is not Exception and type(error).__name__ != "PanicException":
             raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise DcclipError("{} is not a tokenizer: {}", "copy the model directory again", where, reason) from None
+        raise DcclipError(
+            "{} is not a tokenizer: {}", "copy the model directory again", where, reason
+        ) from None
 
 
-def check_tokenizer(tokenize: Callable[[list[str]], Tokens], tokens: int, rows: int, where: str) -> None:
-    """Try a tokenizer of `tokens`. Raises DcclipError where it is not that of a text tower with so many `rows`."""
-    hint = Message("copy the whole model directory again: tokenizer and weights are from different models")
+def check_tokenizer(
+    tokenize: Callable[[list[str]], Tokens], tokens: int, rows: int, where: str
+) -> None:
+    """Try a tokenizer of `tokens`. Raises DcclipError where it is not that of a text tower with so
+    many `rows`.
+    """
+    hint = Message(
+        "copy the whole model directory again: tokenizer and weights are from different models"
+    )
     if tokens > rows or 2 * tokens < rows:
         raise DcclipError(
-            "{} has {:,} tokens, but the text tower has {:,}: they are from different models", hint, where, tokens, rows
+            "{} has {:,} tokens, but the text tower has {:,}: they are from different models",
+            hint,
+            where,
+            tokens,
+            rows,
         )
     with tokenizer_errors(where):
         ids = tokenize(list(_TRIAL_TEXTS)).ids
     if (largest := int(ids.max())) >= rows:
         raise DcclipError(
-            "{} returned token id {:,}, but the text tower has only {:,} token embeddings: they are from different "
+            "{} returned token id {:,}, but the text tower has only {:,} token "
+            "embeddings: they are from different "
             "models",
             hint,
             where,
@@ -196,9 +246,11 @@ def check_tokenizer(tokenize: Callable[[list[str]], Tokens], tokens: int, rows: 
 def tokenize_with(
     tokenizer: Tokenizer, text_cfg: Mapping[str, Any], where: str = "the tokenizer of the student"
 ) -> Callable[[list[str]], Tokens]:
-    """A function from texts to Tokens for open_clip's text tower; truncated texts keep `</s>`. Both raise DcclipError.
+    """A function from texts to Tokens for open_clip's text tower; truncated texts keep `</s>`.
+    Both raise DcclipError.
 
-    Texts are padded to the longest, or to the context length where attention is bidirectional and so sees padding.
+    Texts are padded to the longest, or to the context length where attention is bidirectional and
+    so sees padding.
     """
     context_length = text_cfg.get("context_length", 77)
     length = context_length if text_cfg.get("no_causal_mask") else None
@@ -223,11 +275,13 @@ def _tokenized(tokenizer: Tokenizer, where: str, texts: list[str]) -> Tokens:
 
 
 def keep_tokens(state: dict[str, Any], ids: Iterable[int]) -> Tokenizer:
-    """The Unigram tokenizer of a tokenizer.json with only these tokens, renumbered in the order of `ids`."""
+    """The Unigram tokenizer of a tokenizer.json with only these tokens, renumbered in the order of
+    `ids`.
+    """
     vocab = state["model"]["vocab"]
     new_ids = {old: new for new, old in enumerate(ids)}
-    # An unknown character costs the lowest score of all less 10. The score of <unk> itself is not used otherwise:
-    # with the source's lowest score in it, unknown characters keep their cost.
+    # An unknown character costs the lowest score of all less 10. The score of <unk> itself is not
+    # used otherwise: with the source's lowest score in it, unknown characters keep their cost.
     vocab[state["model"]["unk_id"]][1] = min(score for _, score in vocab)
     state["model"]["vocab"] = [entry for number, entry in enumerate(vocab) if number in new_ids]
     state["added_tokens"] = [token for token in state["added_tokens"] if token["id"] in new_ids]
@@ -235,7 +289,9 @@ def keep_tokens(state: dict[str, Any], ids: Iterable[int]) -> Tokenizer:
 
 
 def renumbered(state: dict[str, Any], new: Mapping[int, int]) -> Tokenizer:
-    """The tokenizer of a tokenizer.json whose vocabulary was cut or reordered, its special tokens under `new` ids."""
+    """The tokenizer of a tokenizer.json whose vocabulary was cut or reordered, its special tokens
+    under `new` ids.
+    """
     if state["model"].get("unk_id") is not None:
         state["model"]["unk_id"] = new.get(state["model"]["unk_id"], state["model"]["unk_id"])
     for token in state["added_tokens"]:

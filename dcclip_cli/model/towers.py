@@ -1,6 +1,8 @@
-"""Image and text towers of open_clip and transformers dual encoders, with pooled embeddings and feature maps.
+"""Image and text towers of open_clip and transformers dual encoders, with pooled embeddings and
+feature maps.
 
-Shapes: B images, N texts, L tokens, D shared width, C channels of a map, h x w its grid, W width of the text tower.
+Shapes: B images, N texts, L tokens, D shared width, C channels of a map, h x w its grid, W width
+of the text tower.
 """
 
 import hashlib
@@ -18,24 +20,31 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from dcclip_cli.errors import DcclipError, Message
+from dcclip_cli.core.errors import DcclipError, Message
 from dcclip_cli.model.known_words import KnownWords
 from dcclip_cli.model.precision import AS_ASKED
 from dcclip_cli.model.preprocess import Preprocessing, matching_preprocessing
 
-TREATMENT = "2"  # part of fingerprints; another one when dcclip treats the same files in another way
+TREATMENT = (
+    "2"  # part of fingerprints; another one when dcclip treats the same files in another way
+)
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _LAYERS = nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d
-_ATTENTION = nn.MultiheadAttention, nn.modules.linear.NonDynamicallyQuantizableLinear  # which projects its output
-_LENGTHS, _TEXTS_OF_A_LENGTH = 4, 16  # parts that a batch of texts is split into at most; texts per part at least
+_ATTENTION = (
+    nn.MultiheadAttention,
+    nn.modules.linear.NonDynamicallyQuantizableLinear,
+)  # which projects its output
+# parts that a batch of texts is split into at most; texts per part at least
+_LENGTHS = 4
+_TEXTS_OF_A_LENGTH = 16
 
 
 @dataclass(frozen=True)
 class Tokens:
     """`ids` (N, L) and `mask` (N, L), 1 for a real token and 0 for padding; both int64.
 
-    `by_length` (N,), where it was computed, are the rows from the shortest text to the longest, with these `lengths`.
-    `lengths` alone are those of the rows as they are.
+    `by_length` (N,), where it was computed, are the rows from the shortest text to the longest,
+    with these `lengths`. `lengths` alone are those of the rows as they are.
     """
 
     ids: Tensor
@@ -44,7 +53,9 @@ class Tokens:
     lengths: tuple[int, ...] = ()
 
     def sorted(self) -> Self:
-        """The same with `by_length` and `lengths`. Reads from the device: call it before they are on a GPU."""
+        """The same with `by_length` and `lengths`. Reads from the device: call it before they are
+        on a GPU.
+        """
         if self.by_length is not None:
             return self
         lengths, order = self.mask.sum(1).sort(stable=True)
@@ -61,7 +72,9 @@ class Tokens:
 
 @dataclass(frozen=True)
 class ImageFeatures:
-    """`embedding` (B, D), not normalised, the last feature `map` (B, C, h, w), and `maps` of further layers."""
+    """`embedding` (B, D), not normalised, the last feature `map` (B, C, h, w), and `maps` of
+    further layers.
+    """
 
     embedding: Tensor
     map: Tensor
@@ -73,7 +86,8 @@ class ImageFeatures:
 
 
 Attention = Literal["bidirectional", "causal"]
-# Which state a text tower projects: of <s>, of the end token, of the last position (padding, if any), or their mean.
+# Which state a text tower projects: of <s>, of the end token, of the last position (padding, if
+# any), or their mean.
 Pooling = Literal["first", "end", "last", "mean"]
 
 
@@ -86,7 +100,9 @@ class TextLayout(NamedTuple):
 
 @dataclass(frozen=True)
 class TextFeatures:
-    """`embedding` (N, D), not normalised, and the last layer's `tokens` (N, L, W) with their `mask` (N, L)."""
+    """`embedding` (N, D), not normalised, and the last layer's `tokens` (N, L, W) with their
+    `mask` (N, L).
+    """
 
     embedding: Tensor
     tokens: Tensor
@@ -95,9 +111,11 @@ class TextFeatures:
 
     @property
     def states(self) -> Tensor:
-        """`tokens`, the pooled state in the place of the end token; if <s> is pooled, the end token's is in its place.
+        """`tokens`, the pooled state in the place of the end token; if <s> is pooled, the end
+        token's is in its place.
 
-        Losses compare these: then a student's pooled token learns the teacher's, wherever each tower pools.
+        Losses compare these: then a student's pooled token learns the teacher's, wherever each
+        tower pools.
         """
         if self.pooling == "end":
             return self.tokens
@@ -105,7 +123,9 @@ class TextFeatures:
         is_end = (place == self.mask.sum(1, keepdim=True) - 1)[..., None]
         if self.pooling == "mean":
             mask = self.mask[..., None]
-            pooled = (self.tokens * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)
+            pooled = (self.tokens * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(
+                min=1
+            )
             return torch.where(is_end, pooled, self.tokens)
         if self.pooling == "last":
             return torch.where(is_end, self.tokens[:, -1:], self.tokens)
@@ -116,7 +136,9 @@ class TextFeatures:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model is in eval mode and computes no gradients while the block runs; then its modules have their modes."""
+    """The model is in eval mode and computes no gradients while the block runs; then its modules
+    have their modes.
+    """
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -137,29 +159,41 @@ class Towers(nn.Module, ABC):
     fp16: ClassVar[bool] = True  # whether it computes in fp16 without overflowing
     precision = AS_ASKED  # of the towers as a teacher
     _is_cast = False
-    compilable: Collection[str] = ("image", "text")  # not where hooks give features: a graph keeps the first hook
-    compiled: Mapping[str, Callable[..., Any]] = {}  # what training calls in place of features of "image" and "text"
+    compilable: Collection[str] = (
+        "image",
+        "text",
+    )  # not where hooks give features: a graph keeps the first hook
+    compiled: Mapping[
+        str, Callable[..., Any]
+    ] = {}  # what training calls in place of features of "image" and "text"
 
     @contextmanager
     def as_teacher(self) -> Iterator[None]:
-        """A context without gradients, in the precision chosen in the teacher's options, to which weights are cast."""
+        """A context without gradients, in the precision chosen in the teacher's options, to which
+        weights are cast.
+        """
         self.cast_weights()
         with torch.no_grad(), self.autocast(self.precision.precision):
             yield
 
     def cast_weights(self) -> None:
-        """Cast weights, once, to what autocast casts them to at each use; every output stays the same, bit for bit.
+        """Cast weights, once, to what autocast casts them to at each use; every output stays the
+        same, bit for bit.
 
-        A student that inherits weights takes them before. Layers of other classes may use theirs in other ways.
+        A student that inherits weights takes them before. Layers of other classes may use theirs
+        in other ways.
         """
-        # On a CPU torch has another kernel for attention, where inputs and weights are of one type.
+        # On a CPU torch has another kernel for attention, where inputs and weights are of one
+        # type.
         on_cpu = next(self.parameters()).device.type == "cpu"
         if not self._is_cast and self.precision.precision in _HALF:
             for layer in self.modules():
                 if type(layer) in (_LAYERS if on_cpu else _LAYERS + _ATTENTION):
                     # open_clip casts token embeddings to the type of a layer, or to this one.
                     layer.int8_original_dtype = torch.float32  # type: ignore[assignment]
-                    for name, weight in [*layer.named_parameters(recurse=False)]:  # a new one: embeddings may share it
+                    for name, weight in [
+                        *layer.named_parameters(recurse=False)
+                    ]:  # a new one: embeddings may share it
                         cast = weight.to(_HALF[self.precision.precision])
                         setattr(layer, name, nn.Parameter(cast, requires_grad=False))
         self._is_cast = True
@@ -167,25 +201,39 @@ class Towers(nn.Module, ABC):
     def autocast(self, precision: str) -> torch.autocast:
         """A context in which torch computes in `precision`, where that is bf16 or fp16."""
         device = next(self.parameters()).device.type
-        return torch.autocast(device, _HALF.get(precision, torch.bfloat16), enabled=precision in _HALF)
+        return torch.autocast(
+            device, _HALF.get(precision, torch.bfloat16), enabled=precision in _HALF
+        )
 
     def compile_towers(self, names: Collection[str]) -> None:
         """Compile towers for training: images of one size, texts of any number and length."""
-        functions: dict[str, Callable[..., Any]] = {"image": torch.compile(self.image_features, dynamic=False)}
+        functions: dict[str, Callable[..., Any]] = {
+            "image": torch.compile(self.image_features, dynamic=False)
+        }
         texts = torch.compile(lambda ids, mask: self.text_features(Tokens(ids, mask)), dynamic=True)
-        functions["text"] = lambda tokens: texts(tokens.ids, tokens.mask)  # `lengths` would be constants of a graph
+        functions["text"] = lambda tokens: texts(
+            tokens.ids, tokens.mask
+        )  # `lengths` would be constants of a graph
         self.compiled = {name: functions[name] for name in names if name in self.compilable}
 
     def preprocess(self, image: Image.Image) -> np.ndarray:
-        """The image tower's input (3, H, W), float32, for an RGB image; of NaFlex models as `NaflexTowers` says."""
-        return self.library_preprocess(image) if self.preprocessing is None else self.preprocessing(image)
+        """The image tower's input (3, H, W), float32, for an RGB image; of NaFlex models as
+        `NaflexTowers` says.
+        """
+        return (
+            self.library_preprocess(image)
+            if self.preprocessing is None
+            else self.preprocessing(image)
+        )
 
     @abstractmethod
     def library_preprocess(self, image: Image.Image) -> np.ndarray:
         """As `preprocess`, by the library's own code."""
 
     def match_preprocessing(self) -> Preprocessing:
-        """The Preprocessing that gives the values of the library's own. Raises DcclipError if there is none."""
+        """The Preprocessing that gives the values of the library's own. Raises DcclipError if
+        there is none.
+        """
         raise DcclipError(
             "{}: the preprocessing is available only in the model's own library",
             "use a model from another library",
@@ -194,7 +242,9 @@ class Towers(nn.Module, ABC):
 
     @cached_property
     def preprocessing(self) -> Preprocessing | None:
-        """What `preprocess` does, or None if it is of another kind, and done by the library's own code."""
+        """What `preprocess` does, or None if it is of another kind, and done by the library's own
+        code.
+        """
         try:
             return self.match_preprocessing()
         except DcclipError:
@@ -203,7 +253,9 @@ class Towers(nn.Module, ABC):
     @property
     def preprocessing_record(self) -> dict[str, Any]:
         """What `preprocess` does, for results: in open_clip's terms, or whose model it is."""
-        return {"as_in": self.name} if self.preprocessing is None else self.preprocessing.to_config()
+        return (
+            {"as_in": self.name} if self.preprocessing is None else self.preprocessing.to_config()
+        )
 
     @abstractmethod
     def tokenize(self, texts: list[str]) -> Tokens:
@@ -213,8 +265,8 @@ class Towers(nn.Module, ABC):
     def image_features(self, pixels: Tensor, layers: Sequence[int] = ()) -> ImageFeatures:
         """Features of preprocessed pixels (B, 3, H, W), with the maps of further `layers`.
 
-        Layers are the image tower's stages (convolutional networks) or blocks: from 0, negative from the end.
-        Raises DcclipError for a layer that does not exist.
+        Layers are the image tower's stages (convolutional networks) or blocks: from 0, negative
+        from the end. Raises DcclipError for a layer that does not exist.
         """
 
     @abstractmethod
@@ -222,7 +274,9 @@ class Towers(nn.Module, ABC):
         """Features of tokenized texts."""
 
     def rows_by_size(self, pixels: Tensor) -> Sequence[Any]:
-        """Groups of a batch's rows: computed alone, the images of a group have one size in every batch."""
+        """Groups of a batch's rows: computed alone, the images of a group have one size in every
+        batch.
+        """
         return [slice(None)]
 
     def image_embedding(self, pixels: Tensor) -> Tensor:
@@ -237,33 +291,51 @@ class Towers(nn.Module, ABC):
         """Let torch trace `image_embedding` for any number of images."""
 
     def text_features_by_length(self, tokens: Tokens, part_size: int | None = None) -> TextFeatures:
-        """`text_features` in parts of similar length: less padding, other last bits; those of padding are 0.
+        """`text_features` in parts of similar length: less padding, other last bits; those of
+        padding are 0.
 
-        With `part_size`, each part is that many texts of one length, the last of them repeated where they are fewer: on
-        a CPU, the features of a text then do not depend on the other texts.
+        With `part_size`, each part is that many texts of one length, the last of them repeated
+        where they are fewer: on a CPU, the features of a text then do not depend on the other
+        texts.
         """
         texts, longest = tokens.ids.shape
-        count, text_features = min(_LENGTHS, texts // _TEXTS_OF_A_LENGTH), self.compiled.get("text", self.text_features)
+        count = min(_LENGTHS, texts // _TEXTS_OF_A_LENGTH)
+        text_features = self.compiled.get("text", self.text_features)
         if part_size is None and (count < 2 or not self.takes_any_length):
             return text_features(tokens)
         tokens = tokens.sorted()
-        order, outputs, end = tokens.by_length, list[TextFeatures](), 0
+        order = tokens.by_length
+        outputs = list[TextFeatures]()
+        end = 0
         assert order is not None
         texts_of_lengths = [*Counter(tokens.lengths).values()] if self.takes_any_length else [texts]
         if part_size is None:
             parts = [*order.tensor_split(count)]
         else:
-            parts = [part for rows in order.split(texts_of_lengths) for part in rows.split(part_size)]
+            parts = [
+                part for rows in order.split(texts_of_lengths) for part in rows.split(part_size)
+            ]
         for rows in parts:
-            size, lengths = len(rows), tokens.lengths[end : end + len(rows)]
-            end, columns = end + size, slice(lengths[-1] if self.takes_any_length else longest)
+            size = len(rows)
+            lengths = tokens.lengths[end : end + len(rows)]
+            end = end + size
+            columns = slice(lengths[-1] if self.takes_any_length else longest)
             repeats = (part_size or size) - size
-            rows, lengths = torch.cat([rows, rows[-1:].expand(repeats)]), lengths + lengths[-1:] * repeats
-            part = text_features(Tokens(tokens.ids[rows, columns], tokens.mask[rows, columns], lengths=lengths))
-            outputs.append(TextFeatures(part.embedding[:size], part.tokens[:size], part.mask[:size], part.pooling))
+            rows = torch.cat([rows, rows[-1:].expand(repeats)])
+            lengths = lengths + lengths[-1:] * repeats
+            part = text_features(
+                Tokens(tokens.ids[rows, columns], tokens.mask[rows, columns], lengths=lengths)
+            )
+            outputs.append(
+                TextFeatures(
+                    part.embedding[:size], part.tokens[:size], part.mask[:size], part.pooling
+                )
+            )
         back = torch.argsort(order)
         hidden = outputs[0].tokens.new_zeros(texts, longest, outputs[0].tokens.shape[2])
-        for rows, part in zip(parts, outputs, strict=True):  # in place: 512 texts of AltCLIP take 161 MB
+        for rows, part in zip(
+            parts, outputs, strict=True
+        ):  # in place: 512 texts of AltCLIP take 161 MB
             hidden[rows, : part.tokens.shape[1]] = part.tokens
         embedding = torch.cat([part.embedding for part in outputs])[back]
         return TextFeatures(embedding, hidden, tokens.mask, outputs[0].pooling)
@@ -278,7 +350,9 @@ class Towers(nn.Module, ABC):
         """How the text tower attends and pools, which students follow."""
         return TextLayout()
 
-    trained_dims: Sequence[int] = ()  # numbers of first dimensions that were trained to be embeddings as well
+    trained_dims: Sequence[
+        int
+    ] = ()  # numbers of first dimensions that were trained to be embeddings as well
     known: KnownWords | None = None  # how it says that it never learnt a text
 
     def image_fingerprint(self) -> str:
@@ -300,7 +374,9 @@ class Towers(nn.Module, ABC):
 
     @property
     def logit_scale(self) -> float:
-        """Factor of the cosines before the softmax (1 / temperature); of models that publish none 100, CLIP's most."""
+        """Factor of the cosines before the softmax (1 / temperature); of models that publish none
+        100, CLIP's most.
+        """
         scale = getattr(self.model, "logit_scale", None)
         return 100.0 if scale is None else float(scale.detach().exp())
 
@@ -317,8 +393,9 @@ class Towers(nn.Module, ABC):
 class OpenClipTowers(Towers):
     """An open_clip model: every student, and open_clip teachers.
 
-    open_clip's own text transformer takes texts of any length here: the causal mask is cut to the batch, which
-    open_clip 3.3 does not do. Other text towers (Hugging Face encoders) get full-length input.
+    open_clip's own text transformer takes texts of any length here: the causal mask is cut to the
+    batch, which open_clip 3.3 does not do. Other text towers (Hugging Face encoders) get
+    full-length input.
     """
 
     def __init__(
@@ -330,13 +407,20 @@ class OpenClipTowers(Towers):
         fingerprint: str,
         vocab: dict[str, int] | None = None,
     ) -> None:
-        """`vocab`: the row of each token, if the tokenizer has a vocabulary and does not know it itself."""
+        """`vocab`: the row of each token, if the tokenizer has a vocabulary and does not know it
+        itself.
+        """
         super().__init__()
-        self.model, self.vocab = model, vocab or getattr(tokenizer, "vocab", None)
-        self.library_tokenizer = getattr(tokenizer, "library", None)  # open_clip's, if that is the tokenizer
+        self.model = model
+        self.vocab = vocab or getattr(tokenizer, "vocab", None)
+        self.library_tokenizer = getattr(
+            tokenizer, "library", None
+        )  # open_clip's, if that is the tokenizer
         self.context_length = int(self._text.context_length)
-        self._tokenizer, self._preprocess = tokenizer, preprocess
-        self.name, self.fingerprint = name, fingerprint
+        self._tokenizer = tokenizer
+        self._preprocess = preprocess
+        self.name = name
+        self.fingerprint = fingerprint
         self.compilable = ("image", "text") if self.takes_any_length else ("image",)
 
     def image_fingerprint(self) -> str:
@@ -361,32 +445,52 @@ class OpenClipTowers(Towers):
         if layers:
             visual = self.model.visual
             trunk = getattr(visual, "trunk", visual)
-            count = len(trunk.feature_info if hasattr(trunk, "feature_info") else visual.transformer.resblocks)
+            count = len(
+                trunk.feature_info
+                if hasattr(trunk, "feature_info")
+                else visual.transformer.resblocks
+            )
         check_layers(self.name, layers, count)
-        out = self.model.visual.forward_intermediates(pixels, indices=[*layers, -1], output_fmt="NCHW")
+        out = self.model.visual.forward_intermediates(
+            pixels, indices=[*layers, -1], output_fmt="NCHW"
+        )
         # open_clip returns them in the network's order, each once, whatever the order of `layers`.
         maps = out["image_intermediates"]
-        map_of_layer = dict(zip(sorted({layer % count for layer in (*layers, -1)}), maps, strict=True))
-        return ImageFeatures(out["image_features"], maps[-1], {layer: map_of_layer[layer % count] for layer in layers})
+        map_of_layer = dict(
+            zip(sorted({layer % count for layer in (*layers, -1)}), maps, strict=True)
+        )
+        return ImageFeatures(
+            out["image_features"],
+            maps[-1],
+            {layer: map_of_layer[layer % count] for layer in layers},
+        )
 
     @property
     def _text(self) -> Any:
-        return getattr(self.model, "text", self.model)  # open_clip's CLIP class has the text layers in itself
+        return getattr(
+            self.model, "text", self.model
+        )  # open_clip's CLIP class has the text layers in itself
 
     @property
     def _table(self) -> Any:
-        return getattr(self._text, "token_embedding", None) or self._text.transformer.get_input_embeddings()
+        return (
+            getattr(self._text, "token_embedding", None)
+            or self._text.transformer.get_input_embeddings()
+        )
 
     def token_embedding(self) -> tuple[Tensor, dict[str, int]]:
         table = getattr(self._text, "token_embedding", None)
         if table is None or self.vocab is None:
-            raise DcclipError("the vocabulary of {} cannot be inherited", "remove student.text.inherit", self.name)
+            raise DcclipError(
+                "the vocabulary of {} cannot be inherited", "remove student.text.inherit", self.name
+            )
         return table.weight.detach(), self.vocab
 
     @property
     def takes_any_length(self) -> bool:
         text: Any = getattr(self.model, "text", None)
-        # Causal, and pooled at a token that is found by its id, not at a class token after the text.
+        # Causal, and pooled at a token that is found by its id, not at a class token after the
+        # text.
         looks_back = getattr(text, "attn_mask", None) is not None and text.cls_emb is None
         return looks_back and text.pool_type in ("argmax", "eos", "first")
 
@@ -394,7 +498,9 @@ class OpenClipTowers(Towers):
     def text_layout(self) -> TextLayout:
         text = self._text
         if hasattr(text, "pooler"):  # a Hugging Face encoder
-            return TextLayout("bidirectional", "first" if "Cls" in type(text.pooler).__name__ else "mean")
+            return TextLayout(
+                "bidirectional", "first" if "Cls" in type(text.pooler).__name__ else "mean"
+            )
         pooling = getattr(text, "text_pool_type", None) or text.pool_type
         if getattr(text, "cls_emb", None) is not None:
             pooling = "last"
@@ -407,24 +513,30 @@ class OpenClipTowers(Towers):
     def text_features(self, tokens: Tokens) -> TextFeatures:
         from open_clip.transformer import TextTransformer, text_global_pool
 
-        text, is_clip = self._text, self._text is self.model
+        text = self._text
+        is_clip = self._text is self.model
         if not is_clip and (not isinstance(text, TextTransformer) or text.cls_emb is not None):
             transformer = getattr(text, "transformer", text)
             hook = transformer.register_forward_pre_hook(_without_blank_mask, with_kwargs=True)
             with hook, module_outputs([transformer]) as outputs:
                 pooled = self.model.encode_text(tokens.ids)
             hidden = getattr(outputs()[0], "last_hidden_state", outputs()[0])
-            if extra := hidden.shape[1] - tokens.ids.shape[1]:  # a class token after the text, which is pooled
+            if (
+                extra := hidden.shape[1] - tokens.ids.shape[1]
+            ):  # a class token after the text, which is pooled
                 mask = nn.functional.pad(tokens.mask, (0, extra))
                 states = TextFeatures(pooled, hidden, mask, self.text_layout.pooling).states
                 return TextFeatures(pooled, states[:, : tokens.ids.shape[1]], tokens.mask)
             return TextFeatures(pooled, hidden, tokens.mask, self.text_layout.pooling)
         length = tokens.ids.shape[1]
         if is_clip:
-            pool, end, mask = text.text_pool_type, text.text_eos_id, text.attn_mask
+            pool = text.text_pool_type
+            end = text.text_eos_id
+            mask = text.attn_mask
             hidden = text.token_embedding(tokens.ids) + text.positional_embedding[:length]
         else:
-            pool, end = text.pool_type, text.eos_id
+            pool = text.pool_type
+            end = text.eos_id
             hidden, mask = text._embeds(tokens.ids)
         if mask is not None and mask.ndim == 2:
             mask = mask[:length, :length]
@@ -437,10 +549,14 @@ class OpenClipTowers(Towers):
         return TextFeatures(pooled, hidden, tokens.mask, self.text_layout.pooling)
 
 
-def _without_blank_mask(_module: nn.Module, inputs: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+def _without_blank_mask(
+    _module: nn.Module, inputs: Any, options: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
     """Drop an attention mask on the meta device: transformers reads its values to find padding."""
     mask = options.get("attention_mask")
-    return inputs, options if mask is None or not mask.is_meta else options | {"attention_mask": None}
+    return inputs, options if mask is None or not mask.is_meta else options | {
+        "attention_mask": None
+    }
 
 
 def module_digest(module: nn.Module, about: str) -> str:
@@ -466,7 +582,10 @@ def check_layers(name: str, layers: Sequence[int], count: int) -> None:
     if not all(-count <= layer < count for layer in layers):
         numbers = ", ".join(map(str, layers))
         message = Message("the image tower of {} lacks some of the layers {}", name, numbers)
-        raise DcclipError(message, Message("use layers 0 to {}, or -{} to -1 counted from the end", count - 1, count))
+        raise DcclipError(
+            message,
+            Message("use layers 0 to {}, or -{} to -1 counted from the end", count - 1, count),
+        )
 
 
 @contextmanager

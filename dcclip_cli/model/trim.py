@@ -1,4 +1,6 @@
-"""Models cut to languages: directories whose vocabulary and embedding table have only the tokens that these use."""
+"""Models cut to languages: directories whose vocabulary and embedding table have only the tokens
+that these use.
+"""
 
 from __future__ import annotations
 
@@ -12,37 +14,54 @@ from typing import Any, Literal
 
 import numpy as np
 
-from dcclip_cli.checksums import write_record
-from dcclip_cli.errors import DcclipError, Message
-from dcclip_cli.files import atomic_folder, read_json
-from dcclip_cli.hub import files_on_hub
+from dcclip_cli.core.checksums import write_record
+from dcclip_cli.core.errors import DcclipError, Message
+from dcclip_cli.core.files import atomic_folder, read_json
+from dcclip_cli.core.hub import files_on_hub
+from dcclip_cli.core.progress import Progress, Silent
+from dcclip_cli.core.text import HAN
 from dcclip_cli.model.hub_models import COPY_AGAIN, SENTENCEPIECE, TRANSFORMERS_CONFIG
 from dcclip_cli.model.model_dir import PROVENANCE, read_provenance, text_tower_sizes
 from dcclip_cli.model.reference import ModelSource, directory_source, library_of
 from dcclip_cli.model.tokenizer import check_trimmable, keep_tokens
-from dcclip_cli.model.weights import CONFIG, OPEN_CLIP_WEIGHTS, TRANSFORMERS_WEIGHTS, as_safetensors, find_weights
-from dcclip_cli.progress import Progress, Silent
-from dcclip_cli.text import HAN
+from dcclip_cli.model.weights import (
+    CONFIG,
+    OPEN_CLIP_WEIGHTS,
+    TRANSFORMERS_WEIGHTS,
+    as_safetensors,
+    find_weights,
+)
 
 Language = Literal["zh", "en"]
 
 MOST_DIFFERENCE = 1e-6  # of embeddings of length 1
 _COMPARED = 64  # texts whose embeddings are compared: a large text tower takes a second for some
 _TABLES = ("word_embeddings.weight", "token_embedding.weight")
-_OF_OTHERS = (".h5", ".msgpack", ".ot", ".onnx", ".onnx_data", ".gguf")  # weights of other libraries
+_OF_OTHERS = (
+    ".h5",
+    ".msgpack",
+    ".ot",
+    ".onnx",
+    ".onnx_data",
+    ".gguf",
+)  # weights of other libraries
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".index.json", *_OF_OTHERS)
 _CONFIGS = (TRANSFORMERS_CONFIG, CONFIG, "tokenizer_config.json")
 _REPORT = Message("report this bug, with the name of the model")
-_MULTILINGUAL = Message("trim a model with XLM-R's kind of vocabulary, for example: dcclip trim hf:BAAI/AltCLIP")
+_MULTILINGUAL = Message(
+    "trim a model with XLM-R's kind of vocabulary, for example: dcclip trim hf:BAAI/AltCLIP"
+)
 
 # Insides of character classes. Digits, punctuation, symbols and emoji are of all languages.
 _COMMON = (
     "\\s\u0021-\u0040\\[-`\\{-\u007e\u00a0-\u00bf\u00d7\u00f7"  # of ASCII and Latin-1
-    "\u2000-\u2bff\ufe00-\ufe0f\U0001f000-\U0001faff"  # punctuation, currencies, arrows, mathematics, emoji
+    # punctuation, currencies, arrows, mathematics, emoji
+    "\u2000-\u2bff\ufe00-\ufe0f\U0001f000-\U0001faff"
 )
 _LETTERS: Mapping[Language, str] = {
     "en": "A-Za-z",
-    # With radicals, CJK punctuation, the middle dot, squared and circled forms, full-width forms; without kana.
+    # With radicals, CJK punctuation, the middle dot, squared and circled forms, full-width forms;
+    # without kana.
     "zh": f"{HAN}\u2e80-\u303f\u30fb\u31c0-\u31ef\u3200-\u33ff\ufe10-\ufe1f\ufe30-\ufe4f\uff01-\uff65\uffe0-\uffe6",
 }
 _LATIN = "A-Za-z\u00c0-\u024f\u0300-\u0304\u030c"  # with accents, as in pinyin
@@ -52,7 +71,9 @@ _BYTE = re.compile("<0x[0-9A-F]{2}>")
 
 @dataclass(frozen=True)
 class TrimResult:
-    """A trimmed model; the largest `difference` of embeddings of `compared` texts, and the texts that lose tokens."""
+    """A trimmed model; the largest `difference` of embeddings of `compared` texts, and the texts
+    that lose tokens.
+    """
 
     folder: Path
     pieces: int
@@ -73,15 +94,21 @@ def trim(
     texts: Sequence[str] | None = None,
     progress: Progress | None = None,
 ) -> TrimResult:
-    """Write the model in `folder` to `out` with only those tokens of its vocabulary that `languages` use.
+    """Write the model in `folder` to `out` with only those tokens of its vocabulary that
+    `languages` use.
 
-    These are all tokens in the languages' scripts, or those of `texts` and the `sample`; and always special tokens and
-    single characters. Raises DcclipError, and writes nothing, if the tokenizer is no Unigram one, or if a text whose
-    tokens are all kept is split in another way than before, or embedded differently.
+    These are all tokens in the languages' scripts, or those of `texts` and the `sample`; and
+    always special tokens and single characters. Raises DcclipError, and writes nothing, if the
+    tokenizer is no Unigram one, or if a text whose tokens are all kept is split in another way
+    than before, or embedded differently.
     """
     talk = progress or Silent()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DcclipError("{} exists and is not empty", "choose another folder with --out, or remove this one", out)
+        raise DcclipError(
+            "{} exists and is not empty",
+            "choose another folder with --out, or remove this one",
+            out,
+        )
     check_trimmable(folder, _MULTILINGUAL)
     state = read_json(folder / "tokenizer.json", COPY_AGAIN)
 
@@ -95,7 +122,13 @@ def trim(
 
     complete = [text for text, ids in ids_before.items() if new_ids.keys() >= set(ids)]
     compared = complete[:: max(1, len(complete) // _COMPARED)][:_COMPARED]
-    talk.say(Message("embedding {} texts with {} and its trimmed copy for comparison", len(compared), folder.name))
+    talk.say(
+        Message(
+            "embedding {} texts with {} and its trimmed copy for comparison",
+            len(compared),
+            folder.name,
+        )
+    )
     expected = _embed(towers, compared)
 
     with atomic_folder(out) as temporary:
@@ -109,10 +142,20 @@ def trim(
         ids_after = _token_ids(trimmed, complete)
         for text in complete:
             if ids_after[text] != [new_ids[number] for number in ids_before[text]]:
-                raise DcclipError("the trimmed tokenizer of {} splits {!r:.100} differently", _REPORT, folder, text)
+                raise DcclipError(
+                    "the trimmed tokenizer of {} splits {!r:.100} differently",
+                    _REPORT,
+                    folder,
+                    text,
+                )
         difference = float(np.abs(_embed(trimmed, compared) - expected).max(initial=0))
         if not difference <= MOST_DIFFERENCE:
-            raise DcclipError("embeddings of {} and its trimmed copy differ by {:.1g}", _REPORT, folder, difference)
+            raise DcclipError(
+                "embeddings of {} and its trimmed copy differ by {:.1g}",
+                _REPORT,
+                folder,
+                difference,
+            )
     return TrimResult(
         folder=out,
         pieces=len(kept_ids),
@@ -127,18 +170,26 @@ def trim(
 
 
 def trimmable(reference: ModelSource) -> Path:
-    """The directory of a model, downloaded if it is on the hub. Raises DcclipError for what is no model directory."""
+    """The directory of a model, downloaded if it is on the hub. Raises DcclipError for what is no
+    model directory.
+    """
     if reference.kind == "bundle":
         raise DcclipError("{} is an export bundle", _MULTILINGUAL, reference.location)
     if folder := reference.folder():
         return folder
     if not reference.on_hub:
         hint = Message("give the repository that contains the weights: hf-hub:ORG/NAME")
-        raise DcclipError("{} is not a repository on the hub", hint, f"{reference.kind}:{reference.location}")
+        raise DcclipError(
+            "{} is not a repository on the hub", hint, f"{reference.kind}:{reference.location}"
+        )
     files_on_hub(reference.location)
     from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(reference.location, ignore_patterns=[f"*{suffix}" for suffix in _OF_OTHERS]))
+    return Path(
+        snapshot_download(
+            reference.location, ignore_patterns=[f"*{suffix}" for suffix in _OF_OTHERS]
+        )
+    )
 
 
 def _token_ids(towers: Any, texts: Sequence[str]) -> dict[str, list[int]]:
@@ -152,8 +203,12 @@ def _token_ids(towers: Any, texts: Sequence[str]) -> dict[str, list[int]]:
     return ids_of_text
 
 
-def ids_to_keep(state: Mapping[str, Any], languages: Collection[Language], used: set[int] | None = None) -> set[int]:
-    """The ids of the tokens to keep: of all written in the languages, or of those `used`, and of single characters."""
+def ids_to_keep(
+    state: Mapping[str, Any], languages: Collection[Language], used: set[int] | None = None
+) -> set[int]:
+    """The ids of the tokens to keep: of all written in the languages, or of those `used`, and of
+    single characters.
+    """
     letters = "".join(_LETTERS[language] for language in languages)
     written = re.compile(f"[{_COMMON}{letters}]*")
     single = re.compile(f"[{_COMMON}{letters}{_LATIN}]?")
@@ -186,26 +241,36 @@ def _copy_files(folder: Path, target: Path, out: Path, rows: int, size: int) -> 
         config.pop("added_tokens_decoder", None)  # tokenizer.json has them, too
         tower = config["model_cfg"]["text_cfg"] if name == CONFIG else {}
         if "hf_model_name" in tower:
-            # open_clip would take it from the hub; it looks for it under a name there or a path: the finished one.
+            # open_clip would take it from the hub; it looks for it under a name there or a path:
+            # the finished one.
             write(TRANSFORMERS_CONFIG, text_tower_sizes(folder, tower["hf_model_name"]))
             tower["hf_model_name"] = str(out.resolve())
         write(name, config)
     card = target / "README.md"
     text = card.read_text("utf-8") if card.is_file() else f"# {out.name}\n"
-    card.write_text(f"{text}\nTrimmed by `dcclip trim`: the vocabulary has {size:,} of {rows:,} tokens.\n", "utf-8")
+    card.write_text(
+        f"{text}\nTrimmed by `dcclip trim`: the vocabulary has {size:,} of {rows:,} tokens.\n",
+        "utf-8",
+    )
 
 
 def _cut_table(folder: Path, target: Path, rows: int, kept_ids: list[int]) -> None:
     """Write the weights with these rows of the embedding table only."""
     from safetensors.torch import load_file, save_file
 
-    names = OPEN_CLIP_WEIGHTS if library_of(folder, "open_clip") == "open_clip" else TRANSFORMERS_WEIGHTS
+    names = (
+        OPEN_CLIP_WEIGHTS
+        if library_of(folder, "open_clip") == "open_clip"
+        else TRANSFORMERS_WEIGHTS
+    )
     weights: dict[str, Any] = {}
     for file in as_safetensors(find_weights(str(folder), names), folder.name):
         weights |= load_file(file)
     tables = [name for name in weights if name.endswith(_TABLES) and len(weights[name]) == rows]
     if len(tables) != 1:
-        message = Message("{} has {} embedding tables of {:,} tokens instead of one", folder, len(tables), rows)
+        message = Message(
+            "{} has {} embedding tables of {:,} tokens instead of one", folder, len(tables), rows
+        )
         raise DcclipError(message, "trim a model with one text tower")
     weights[tables[0]] = weights[tables[0]][kept_ids]
     save_file(weights, target / names[0], {"format": "pt"})

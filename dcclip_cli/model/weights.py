@@ -1,4 +1,6 @@
-"""Weight files of models: finding them on disk or on the hub, safetensors copies of pickled ones, and their digests."""
+"""Weight files of models: finding them on disk or on the hub, safetensors copies of pickled ones,
+and their digests.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +12,9 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dcclip_cli.errors import DcclipError, Message
-from dcclip_cli.files import atomic_folder, cache_folder, file_sha256, lock, read_json, remove
-from dcclip_cli.progress import Progress, Silent
+from dcclip_cli.core.errors import DcclipError, Message
+from dcclip_cli.core.files import atomic_folder, cache_folder, file_sha256, lock, read_json, remove
+from dcclip_cli.core.progress import Progress, Silent
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -28,7 +30,9 @@ LARGE_BYTES = 300_000_000  # loading so much takes seconds
 
 
 def find_weights(model: str, names: Sequence[str]) -> list[Path]:
-    """The files of a model's weights, by the first of `names` that exists, downloaded from a hub if missing."""
+    """The files of a model's weights, by the first of `names` that exists, downloaded from a hub
+    if missing.
+    """
     for name in names:
         if file := find_file(model, name):
             return [file]
@@ -39,18 +43,30 @@ def find_weights(model: str, names: Sequence[str]) -> list[Path]:
             for shard in listed.values():
                 if not isinstance(shard, str) or Path(shard).name != shard:
                     message = Message(
-                        "{}: weight_map: {!r:.100} is not the name of a file in the same folder", index, shard
+                        "{}: weight_map: {!r:.100} is not the name of a file in the same folder",
+                        index,
+                        shard,
                     )
                     raise DcclipError(message, _AGAIN)
             files = {shard: find_file(model, shard) for shard in sorted(set(listed.values()))}
             if missing := [shard for shard, file in files.items() if file is None]:
-                raise DcclipError("{} lacks {}, which {} lists", "copy the model again", model, missing[0], index.name)
+                raise DcclipError(
+                    "{} lacks {}, which {} lists",
+                    "copy the model again",
+                    model,
+                    missing[0],
+                    index.name,
+                )
             return [file for file in files.values() if file is not None]
-    raise DcclipError("{} has no {}", "copy or download the whole model again", model, " or ".join(names))
+    raise DcclipError(
+        "{} has no {}", "copy or download the whole model again", model, " or ".join(names)
+    )
 
 
 def find_file(model: str, name: str) -> Path | None:
-    """A file of a model; None if there is none. Offline, what is not in the hub's cache does not exist."""
+    """A file of a model; None if there is none. Offline, what is not in the hub's cache does not
+    exist.
+    """
     from huggingface_hub.errors import EntryNotFoundError
 
     if Path(model).is_dir():
@@ -63,7 +79,9 @@ def find_file(model: str, name: str) -> Path | None:
 
 
 def require_file(model: str, name: str) -> Path:
-    """As `find_file`, but raises DcclipError, or EntryNotFoundError with the hub's reason, if there is none."""
+    """As `find_file`, but raises DcclipError, or EntryNotFoundError with the hub's reason, if
+    there is none.
+    """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import RepositoryNotFoundError
 
@@ -78,20 +96,27 @@ def require_file(model: str, name: str) -> Path:
 
 
 def weights_digest(files: Sequence[Path]) -> str:
-    """A sha256 of the content of weight files. Files in the hub's cache are named by theirs, and need not be read."""
+    """A sha256 of the content of weight files. Files in the hub's cache are named by theirs, and
+    need not be read.
+    """
     digests = []
     for file in files:
         blob = file.resolve()
         is_blob = blob.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", blob.name)
         digests.append(blob.name if is_blob else file_sha256(file))
-    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+    return (
+        digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+    )
 
 
-def as_safetensors(files: list[Path], name: str, digest: str = "", progress: Progress | None = None) -> list[Path]:
-    """The `files` of weights, or in place of pickled ones their copy as model.safetensors in the cache folder.
+def as_safetensors(
+    files: list[Path], name: str, digest: str = "", progress: Progress | None = None
+) -> list[Path]:
+    """The `files` of weights, or in place of pickled ones their copy as model.safetensors in the
+    cache folder.
 
-    It is made once, for all processes; `digest` is that of `files`, if it is known. Only tensors are unpickled: raises
-    DcclipError for a file that contains anything else.
+    It is made once, for all processes; `digest` is that of `files`, if it is known. Only tensors
+    are unpickled: raises DcclipError for a file that contains anything else.
     """
     say = (progress or Silent()).say
     if files[0].suffix != ".safetensors":
@@ -103,12 +128,15 @@ def as_safetensors(files: list[Path], name: str, digest: str = "", progress: Pro
             with lock(folder.with_suffix(".lock")):
                 if not _is_whole(copy, say):
                     message = Message(
-                        "{} has only pickled weights ({}): reading only tensors, and saving a safetensors copy in {}",
+                        "{} has only pickled weights ({}): reading only tensors, and "
+                        "saving a safetensors copy in {}",
                         *(name, files[0].name, folder),
                     )
                     say(message)
                     with atomic_folder(folder) as temporary:
-                        weights = {key: value for file in files for key, value in unpickled(file).items()}
+                        weights = {
+                            key: value for file in files for key, value in unpickled(file).items()
+                        }
                         save_file(_apart(weights), temporary / SAFETENSORS, {"format": "pt"})
         files = [copy]
     if (size := sum(file.stat().st_size for file in files)) >= LARGE_BYTES:
@@ -117,7 +145,9 @@ def as_safetensors(files: list[Path], name: str, digest: str = "", progress: Pro
 
 
 def _is_whole(copy: Path, say: Callable[[str], None]) -> bool:
-    """Whether there is a copy of weights. One whose header does not fit its size is removed, after a warning."""
+    """Whether there is a copy of weights. One whose header does not fit its size is removed, after
+    a warning.
+    """
     if not copy.parent.exists():
         return False
     try:
@@ -137,7 +167,9 @@ class StoredTensor(NamedTuple):
 
 
 def stored_tensors(files: Sequence[Path]) -> dict[str, StoredTensor]:
-    """The tensors in safetensors files by name, from the files' headers. Raises DcclipError for a damaged file."""
+    """The tensors in safetensors files by name, from the files' headers. Raises DcclipError for a
+    damaged file.
+    """
     from safetensors import SafetensorError, safe_open
 
     tensors: dict[str, StoredTensor] = {}
@@ -149,33 +181,55 @@ def stored_tensors(files: Sequence[Path]) -> dict[str, StoredTensor]:
                     tensors[name] = StoredTensor(str(tensor.get_dtype()), tuple(tensor.get_shape()))
         except (SafetensorError, OSError) as error:
             reason = str(error).strip().splitlines()[0][:200]
-            raise DcclipError("{} is not a readable safetensors file: {}", _FILE_AGAIN, file, reason) from None
+            raise DcclipError(
+                "{} is not a readable safetensors file: {}", _FILE_AGAIN, file, reason
+            ) from None
     return tensors
 
 
 def check_fit(
-    model: nn.Module, files: Sequence[Path], config: str, ignored: Collection[str] = (), exact: bool = True
+    model: nn.Module,
+    files: Sequence[Path],
+    config: str,
+    ignored: Collection[str] = (),
+    exact: bool = True,
 ) -> None:
-    """Raise DcclipError unless weights fit a model by their headers; if `exact`, with none but these and `ignored`."""
-    stored, expected = stored_tensors(files), model.state_dict()
+    """Raise DcclipError unless weights fit a model by their headers; if `exact`, with none but
+    these and `ignored`.
+    """
+    stored = stored_tensors(files)
+    expected = model.state_dict()
     where = files[0] if len(files) == 1 else files[0].parent
-    hint = Message("copy the whole model again: {} and the weights are from different models", config)
+    hint = Message(
+        "copy the whole model again: {} and the weights are from different models", config
+    )
     for name, weight in expected.items():
         if name not in stored:
             continue
         dtype, shape = stored[name]
         if shape != tuple(weight.shape):
             raise DcclipError(
-                "{}: {} has the shape {}; {} requires {}", hint, where, name, shape, config, tuple(weight.shape)
+                "{}: {} has the shape {}; {} requires {}",
+                hint,
+                where,
+                name,
+                shape,
+                config,
+                tuple(weight.shape),
             )
         if weight.is_floating_point() and dtype not in _FLOATS:
-            message = Message("{}: {} has the data type {} instead of {}", where, name, dtype, ", ".join(_FLOATS))
+            message = Message(
+                "{}: {} has the data type {} instead of {}", where, name, dtype, ", ".join(_FLOATS)
+            )
             raise DcclipError(message, "use weights without quantization")
     if exact and (missing := sorted(expected.keys() - stored.keys())):
         raise DcclipError("{} lacks {} ({} missing in all)", hint, where, missing[0], len(missing))
     if exact and (unknown := sorted(stored.keys() - expected.keys() - set(ignored))):
         message = Message(
-            "{} contains {}, which is not part of the model ({} such weights)", where, unknown[0], len(unknown)
+            "{} contains {}, which is not part of the model ({} such weights)",
+            where,
+            unknown[0],
+            len(unknown),
         )
         raise DcclipError(message, hint)
 
@@ -183,18 +237,29 @@ def check_fit(
 def unpickled(file: Path) -> dict[str, Tensor]:
     """The tensors in a checkpoint of torch.save, by name, read by torch's restricted unpickler.
 
-    A training checkpoint's `state_dict` is taken out of it, and `module.` off its names. Raises DcclipError if the file
-    contains code or no tensors, or is damaged.
+    A training checkpoint's `state_dict` is taken out of it, and `module.` off its names. Raises
+    DcclipError if the file contains code or no tensors, or is damaged.
     """
     import torch
 
     try:
-        checkpoint: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+        checkpoint: Any = torch.load(
+            file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file)
+        )
     except pickle.UnpicklingError as error:
-        if foreign := re.search(r"GLOBAL (\S+)", str(error)):  # torch's advice to turn the check off is left out
-            message = Message("{} is rejected: it refers to {} besides weights, and could run code", file, foreign[1])
+        if foreign := re.search(
+            r"GLOBAL (\S+)", str(error)
+        ):  # torch's advice to turn the check off is left out
+            message = Message(
+                "{} is rejected: it refers to {} besides weights, and could run code",
+                file,
+                foreign[1],
+            )
         else:
-            message = Message("{} is rejected: torch.save did not write it, or it contains more than weights", file)
+            message = Message(
+                "{} is rejected: torch.save did not write it, or it contains more than weights",
+                file,
+            )
         raise DcclipError(message, "use a model with safetensors weights") from None
     except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
@@ -202,9 +267,15 @@ def unpickled(file: Path) -> dict[str, Tensor]:
     if isinstance(checkpoint, dict) and isinstance(checkpoint.get("state_dict"), dict):
         checkpoint = checkpoint["state_dict"]
     named = checkpoint.items() if isinstance(checkpoint, dict) else ()
-    tensors = {str(key).removeprefix("module."): value for key, value in named if isinstance(value, torch.Tensor)}
+    tensors = {
+        str(key).removeprefix("module."): value
+        for key, value in named
+        if isinstance(value, torch.Tensor)
+    }
     if not tensors:
-        raise DcclipError("{} contains no named tensors", "use a model with safetensors weights", file)
+        raise DcclipError(
+            "{} contains no named tensors", "use a model with safetensors weights", file
+        )
     return tensors
 
 

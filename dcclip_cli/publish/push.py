@@ -1,4 +1,6 @@
-"""Pushing a model to the Hugging Face Hub: what its repository and its card contain, and the commit that uploads it."""
+"""Pushing a model to the Hugging Face Hub: what its repository and its card contain, and the
+commit that uploads it.
+"""
 
 from __future__ import annotations
 
@@ -13,34 +15,40 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from dcclip_cli.checksums import FILES, Record, read_record
+from dcclip_cli.core.checksums import FILES, Record, read_record
+from dcclip_cli.core.errors import DcclipError, Message
+from dcclip_cli.core.files import json_text, read_json, several
+from dcclip_cli.core.hub import OPEN_CLIP_SCHEME
+from dcclip_cli.core.run_dir import RESOLVED
 from dcclip_cli.curation.report import steps
-from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.eval.card import CARD, add_results, read_card
 from dcclip_cli.eval.result import METRIC_NAMES, EvalResult, load_results
-from dcclip_cli.files import json_text, read_json, several
-from dcclip_cli.hub import OPEN_CLIP_SCHEME
 from dcclip_cli.model.hub_models import TRANSFORMERS_CONFIG
 from dcclip_cli.model.model_dir import PROVENANCE, model_fingerprint
 from dcclip_cli.model.reference import ModelSource, parse
 from dcclip_cli.model.weights import CONFIG
-from dcclip_cli.run_dir import RESOLVED
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, ModelCard
     from huggingface_hub.hf_api import RepoSibling
 
-_NAME = re.compile(r"(?!.*(\.\.|--|\.git$))[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+_NAME = re.compile(
+    r"(?!.*(\.\.|--|\.git$))[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII
+)
 _COPY = Message("copy or create the whole directory again")
 MANIFEST = "manifest.json"  # of a folder that `collect` wrote
 _LOCAL = "local-dir:PATH"  # in the card of a model directory
-_LICENSES = Message("use a hub license id: --license apache-2.0 (or mit, cc-by-4.0, cc-by-nc-4.0, other, ...)")
+_LICENSES = Message(
+    "use a hub license id: --license apache-2.0 (or mit, cc-by-4.0, cc-by-nc-4.0, other, ...)"
+)
 _DATA = "Training data"  # a section of a card
 
 
 @dataclass(frozen=True)
 class PushPlan:
-    """The files of a repository by their names in it, and `notes` for the user on what is missing or left out."""
+    """The files of a repository by their names in it, and `notes` for the user on what is missing
+    or left out.
+    """
 
     repository: str
     files: Mapping[str, Path | bytes]
@@ -55,7 +63,9 @@ class PushPlan:
 
 @dataclass(frozen=True)
 class Pushed:
-    """A plan, where its push can be seen (empty for a dry run), and how many files the push changed."""
+    """A plan, where its push can be seen (empty for a dry run), and how many files the push
+    changed.
+    """
 
     plan: PushPlan
     url: str = ""
@@ -71,19 +81,32 @@ def plan_push(
 ) -> PushPlan:
     """What a push of a model directory or an export uploads; asks nobody and writes nothing.
 
-    The model's run gives results, its export and what its data was collected from; `bundles` are further exports,
-    `data` further folders of `collect`. Raises DcclipError for a damaged or missing model, and without a license.
+    The model's run gives results, its export and what its data was collected from; `bundles` are
+    further exports, `data` further folders of `collect`. Raises DcclipError for a damaged or
+    missing model, and without a license.
     """
     from huggingface_hub import ModelCard
 
     if not _NAME.fullmatch(repository):
-        raise DcclipError("{} is not a repository name", "write ORG/NAME; ORG can be your user name", repository)
+        raise DcclipError(
+            "{} is not a repository name", "write ORG/NAME; ORG can be your user name", repository
+        )
     folder = model.path
     if model.kind == "open_clip" or not folder.is_dir():
-        raise DcclipError("{} is already a hub model", "give a run, a model directory or an export", model.target)
-    run = next((parent for parent in (folder.parent, folder.parent.parent) if (parent / RESOLVED).is_file()), None)
+        raise DcclipError(
+            "{} is already a hub model", "give a run, a model directory or an export", model.target
+        )
+    run = next(
+        (
+            parent
+            for parent in (folder.parent, folder.parent.parent)
+            if (parent / RESOLVED).is_file()
+        ),
+        None,
+    )
     recipe = (yaml.safe_load((run / RESOLVED).read_text("utf-8")) if run else None) or {}
-    record, notes = _checked(folder), list[str]()
+    record = _checked(folder)
+    notes = list[str]()
     files = _model_files(folder, record, repository)
     exports = _exports(folder, record, run, bundles, notes)
     for name, bundle in exports.items():
@@ -92,37 +115,70 @@ def plan_push(
     if run and any((run / "eval").glob("*.json")):
         fingerprint = record.content.get("fingerprint") or model_fingerprint(folder)
         rows = load_results(run / "eval")
-        results = [result for result in rows if result.model_fingerprint.partition("-")[0] == fingerprint]
-    data_of_recipe = [(recipe.get("data") or {}).get(key) or () for key in ("train", "images", "texts")]
-    trained_on = [Path(path) for paths in data_of_recipe for path in several(paths) if path != "collect"]
+        results = [
+            result for result in rows if result.model_fingerprint.partition("-")[0] == fingerprint
+        ]
+    data_of_recipe = [
+        (recipe.get("data") or {}).get(key) or () for key in ("train", "images", "texts")
+    ]
+    trained_on = [
+        Path(path) for paths in data_of_recipe for path in several(paths) if path != "collect"
+    ]
     collections = [run / "collect"] if run else []
-    is_here = run is not None and run.resolve().is_relative_to(Path.cwd())  # where relative paths mean this run's data
+    is_here = run is not None and run.resolve().is_relative_to(
+        Path.cwd()
+    )  # where relative paths mean this run's data
     collections += [path for path in trained_on if path.is_absolute() or is_here]
-    collections = [*(path for path in dict.fromkeys(collections) if (path / MANIFEST).is_file()), *data]
-    manifests = [read_json(path / MANIFEST, Message("give a folder that dcclip collect wrote")) for path in collections]
+    collections = [
+        *(path for path in dict.fromkeys(collections) if (path / MANIFEST).is_file()),
+        *data,
+    ]
+    manifests = [
+        read_json(path / MANIFEST, Message("give a folder that dcclip collect wrote"))
+        for path in collections
+    ]
     title = f"---\n{{}}\n---\n# {repository.rpartition('/')[2]}\n"
     card = read_card(folder / CARD) if (folder / CARD).is_file() else ModelCard(title)
     header = {
-        "tags": ["clip", "dcclip", *(["onnx"] if any(name.startswith("onnx") for name in exports) else [])],
+        "tags": [
+            "clip",
+            "dcclip",
+            *(["onnx"] if any(name.startswith("onnx") for name in exports) else []),
+        ],
         "library_name": "open_clip" if CONFIG in files else None,
         "base_model": _base_model(recipe.get("teacher") or {}),
     }
     _complete_header(card, repository, license, header, manifests)
     add_results(card, results)
     names = f" ({', '.join(path.name for path in trained_on)})" if trained_on else ""
-    origin = "\n".join(map(_data_text, manifests)) or f"Where the training data{names} is from is not recorded."
+    origin = (
+        "\n".join(map(_data_text, manifests))
+        or f"Where the training data{names} is from is not recorded."
+    )
     reference = f"{OPEN_CLIP_SCHEME}:{repository}"
-    sections = {"Use": _use_text(repository, reference, exports), "Results": _results_text(results), _DATA: origin}
+    sections = {
+        "Use": _use_text(repository, reference, exports),
+        "Results": _results_text(results),
+        _DATA: origin,
+    }
     card.text = card.text.replace(_LOCAL, reference).rstrip() + "\n"
     titles = set(re.findall(r"^#+ (.+?)\s*$", card.text.lower(), re.M))
     added = [title for title, text in sections.items() if text and title.lower() not in titles]
     for title in added:
         card.text += f"\n## {title}\n\n{sections[title].rstrip()}\n"
     if _DATA in added and not manifests:
-        lack = Message('it does not say what the model was trained on: add a section "{}" to {}', _DATA, folder / CARD)
-        notes.insert(0, Message("the card: {}, or give the folder that collect wrote with --data DIR", lack))
+        lack = Message(
+            'it does not say what the model was trained on: add a section "{}" to {}',
+            _DATA,
+            folder / CARD,
+        )
+        notes.insert(
+            0, Message("the card: {}, or give the folder that collect wrote with --data DIR", lack)
+        )
     if not results:
-        lack = Message("it has no results: evaluate with a recipe (dcclip eval RECIPE), and push again")
+        lack = Message(
+            "it has no results: evaluate with a recipe (dcclip eval RECIPE), and push again"
+        )
         notes.insert(0, Message("the card: {}", lack))
     files[CARD] = str(card).encode()
     return PushPlan(repository, dict(sorted(files.items())), tuple(notes))
@@ -136,7 +192,8 @@ def push(
 ) -> Pushed:
     """Upload a plan in one commit, creating its repository.
 
-    Raises DcclipError where other files would change, and if a `private` repository exists and is public.
+    Raises DcclipError where other files would change, and if a `private` repository exists and is
+    public.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.utils.sha import git_hash
@@ -156,7 +213,9 @@ def push(
             api.create_repo(name, private=private or None, exist_ok=True)
         info = api.model_info(name, files_metadata=True)
         if private and not info.private:
-            raise DcclipError("{} exists and is public", "make it private on the hub, or omit --private", name)
+            raise DcclipError(
+                "{} exists and is public", "make it private on the hub, or omit --private", name
+            )
         existing = {file.rfilename: file for file in info.siblings or ()}
         added = [CommitOperationAdd(path, file) for path, file in plan.files.items()]
         changed = [file for file in added if not is_same(file, existing.get(file.path_in_repo))]
@@ -164,7 +223,8 @@ def push(
         if replaced and not (overwrite or pull_request):
             raise DcclipError(
                 "{} exists, and {} of its files would be replaced: {}",
-                "check the repository, then add --overwrite or --pull-request; or choose another repository",
+                "check the repository, then add --overwrite or --pull-request; or choose "
+                "another repository",
                 name,
                 len(replaced),
                 ", ".join(replaced[:8]) + (", ..." if len(replaced) > 8 else ""),
@@ -173,15 +233,25 @@ def push(
         if changed:
             message = f"Push {len(changed)} files with dcclip"
             done = api.create_commit(
-                name, changed, commit_message=message, create_pr=pull_request, parent_commit=info.sha
+                name,
+                changed,
+                commit_message=message,
+                create_pr=pull_request,
+                parent_commit=info.sha,
             )
             url = str(done.pr_url) if pull_request else url
     return Pushed(plan, url, len(changed))
 
 
 _LOG_IN = Message("log in with: hf auth login, or set HF_TOKEN to a token that may write")
-_HINTS = {401: _LOG_IN, 403: _LOG_IN, 404: Message("check the name; --pull-request needs an existing repository")}
-_AGAIN = Message("fix the reported problem, or wait; then run the same command again: no file is uploaded twice")
+_HINTS = {
+    401: _LOG_IN,
+    403: _LOG_IN,
+    404: Message("check the name; --pull-request needs an existing repository"),
+}
+_AGAIN = Message(
+    "fix the reported problem, or wait; then run the same command again: no file is uploaded twice"
+)
 
 
 @contextmanager
@@ -189,7 +259,8 @@ def _uploading(repository: str) -> Iterator[None]:
     """Whatever keeps huggingface_hub from writing to a repository becomes a DcclipError."""
     from huggingface_hub.errors import HfHubHTTPError
 
-    # The HTTP library's own errors are no OSError; RuntimeError is that of a file, ValueError that of an answer.
+    # The HTTP library's own errors are no OSError; RuntimeError is that of a file, ValueError that
+    # of an answer.
     try:
         yield
     except (*HfHubHTTPError.__bases__, RuntimeError, ValueError) as error:  # type: ignore[misc]
@@ -199,15 +270,22 @@ def _uploading(repository: str) -> Iterator[None]:
         status = getattr(getattr(cause, "response", None), "status_code", None)
         if status is None and not isinstance(cause, ValueError):
             hint = Message("check the network, then run the same command again")
-            raise DcclipError("{}: the hub cannot be reached: {}", hint, repository, detail) from None
+            raise DcclipError(
+                "{}: the hub cannot be reached: {}", hint, repository, detail
+            ) from None
         detail = f"HTTP {status}: {detail}" if status else detail
         raise DcclipError(
-            "{}: the hub rejected the upload: {}", _HINTS.get(status or 0, _AGAIN), repository, detail
+            "{}: the hub rejected the upload: {}",
+            _HINTS.get(status or 0, _AGAIN),
+            repository,
+            detail,
         ) from None
 
 
 def _checked(folder: Path) -> Record:
-    """The record of a directory whose files are as it lists them; an empty one of another library's."""
+    """The record of a directory whose files are as it lists them; an empty one of another
+    library's.
+    """
     if not (folder / PROVENANCE).exists():
         return Record(folder / PROVENANCE, {"kind": "model"}, _COPY)
     record = read_record(folder / PROVENANCE, _COPY)
@@ -216,16 +294,22 @@ def _checked(folder: Path) -> Record:
 
 
 def _listed(folder: Path, record: Record) -> list[str]:
-    """The names of a directory's files: those in its record; of one without checksums all that are not hidden."""
-    visible = (file.name for file in folder.iterdir() if file.is_file() and file.name[0] != "." and file.name != CARD)
+    """The names of a directory's files: those in its record; of one without checksums all that are
+    not hidden.
+    """
+    visible = (
+        file.name
+        for file in folder.iterdir()
+        if file.is_file() and file.name[0] != "." and file.name != CARD
+    )
     return sorted({*record.digests, PROVENANCE} if record.digests else visible)
 
 
 def _model_files(folder: Path, record: Record, repository: str) -> dict[str, Path | bytes]:
     """The files of a model directory, or of an export, at the top of the repository.
 
-    open_clip finds the tokenizer and the text tower of a directory by themselves, those of a repository by its name,
-    which its configuration, and so the record, then contain.
+    open_clip finds the tokenizer and the text tower of a directory by themselves, those of a
+    repository by its name, which its configuration, and so the record, then contain.
     """
     files: dict[str, Path | bytes] = {name: folder / name for name in _listed(folder, record)}
     if CONFIG not in files:
@@ -246,14 +330,19 @@ def _model_files(folder: Path, record: Record, repository: str) -> dict[str, Pat
 def _exports(
     folder: Path, record: Record, run: Path | None, bundles: Sequence[Path], notes: list[str]
 ) -> dict[str, Path]:
-    """The exports of a model by their folder in the repository: the one of its run, and those that the user names."""
+    """The exports of a model by their folder in the repository: the one of its run, and those that
+    the user names.
+    """
     if record.content.get("kind") != "model":
         return {}
     export_of_run = run / "export" if run and (run / "export" / PROVENANCE).is_file() else None
     exports: dict[str, Path] = {}
     for bundle in (*([export_of_run] if export_of_run else []), *bundles):
         content = read_record(bundle / PROVENANCE, Message("give the folder of an export")).content
-        if content.get("model_fingerprint") == model_fingerprint(folder) and content.get("kind") != "model":
+        if (
+            content.get("model_fingerprint") == model_fingerprint(folder)
+            and content.get("kind") != "model"
+        ):
             kind = "onnx" if content["kind"] == "bundle" else content["kind"]
             exports[f"{kind}-{content['precision']}"] = bundle
             continue
@@ -272,7 +361,9 @@ def _on_hub(name: str) -> bool:
 def _base_model(teacher: Mapping[str, Any]) -> str | None:
     """The hub's repository of a recipe's teacher; None for one of open_clip or in a directory."""
     scheme, name = parse(str(teacher.get("model", "")))
-    is_repository = scheme in ("hf", "hf-hub") or (not scheme and teacher.get("kind") != "open_clip")
+    is_repository = scheme in ("hf", "hf-hub") or (
+        not scheme and teacher.get("kind") != "open_clip"
+    )
     return name if is_repository and _on_hub(name) else None
 
 
@@ -283,12 +374,16 @@ def _complete_header(
     additions: Mapping[str, Any],
     manifests: Sequence[Mapping[str, Any]],
 ) -> None:
-    """Add to a card's header what its author did not say. Raises DcclipError if no license is named."""
+    """Add to a card's header what its author did not say. Raises DcclipError if no license is
+    named.
+    """
     sources = [source for manifest in manifests for source in manifest["options"]["sources"]]
     if license and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license):
         raise DcclipError("{!r} is not a hub license id", _LICENSES, license)
     if not (license or card.data.get("license")):
-        data_licenses = ", ".join(sorted({source["license"] for source in sources if source.get("license")}))
+        data_licenses = ", ".join(
+            sorted({source["license"] for source in sources if source.get("license")})
+        )
         of_data = Message("; that of its data: {}", data_licenses) if data_licenses else ""
         raise DcclipError("no license given for {}{}", _LICENSES, repository, of_data)
     card.data["license"] = license or card.data.get("license")
@@ -322,23 +417,35 @@ def _results_text(results: Sequence[EvalResult]) -> str:
     for result in results:
         if not (result.limit or result.partial):
             metric = METRIC_NAMES.get(result.metric, result.metric)
-            rows.append((result.dataset, result.language, f"{metric}, %", f"{100 * result.value:.2f}"))
+            rows.append(
+                (result.dataset, result.language, f"{metric}, %", f"{100 * result.value:.2f}")
+            )
     return _table(("data set", "language", "metric", "value"), rows) if results else ""
 
 
 def _data_text(manifest: Mapping[str, Any]) -> str:
     """Sources, licenses, counts and rules of what `collect` wrote; no paths."""
     sources = {
-        source.get("name") or Path(str(source.get("path", ""))).name: source  # without the folders that it is in
+        source.get("name")
+        or Path(str(source.get("path", ""))).name: source  # without the folders that it is in
         for source in manifest["options"]["sources"]
     }
     rows = [
-        (name, source.get("kind", ""), source.get("license") or "not recorded", *_counts(manifest["sources"].get(name)))
-        for name in dict.fromkeys([*sources, *manifest["sources"]])  # pairs may have the source that they had before
+        (
+            name,
+            source.get("kind", ""),
+            source.get("license") or "not recorded",
+            *_counts(manifest["sources"].get(name)),
+        )
+        for name in dict.fromkeys(
+            [*sources, *manifest["sources"]]
+        )  # pairs may have the source that they had before
         for source in (sources.get(name, {}),)
     ]
     rows.append(("all", "", "", *_counts(manifest["pairs"])))
-    captions = ", ".join(f"{count['kept']:,} in {language}" for language, count in manifest["captions"].items())
+    captions = ", ".join(
+        f"{count['kept']:,} in {language}" for language, count in manifest["captions"].items()
+    )
     rules = [
         (row["text"], f"{row['pairs']:,}", f"{sum(row['captions'].values()):,}")
         for step in steps(manifest)
@@ -347,7 +454,8 @@ def _data_text(manifest: Mapping[str, Any]) -> str:
     text = [
         "Image-caption pairs, collected, filtered and deduplicated by `dcclip collect`:",
         _table(("source", "kind", "license", "pairs read", "kept"), rows),
-        f"Captions kept: {captions}." + (" What was dropped, and why:" if rules else " Nothing was dropped."),
+        f"Captions kept: {captions}."
+        + (" What was dropped, and why:" if rules else " Nothing was dropped."),
         *([_table(("rule", "pairs", "captions"), rules)] if rules else []),
     ]
     return "\n\n".join(text)

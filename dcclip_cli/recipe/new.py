@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from dcclip_cli.core.errors import DcclipError, Message, translated
 from dcclip_cli.data import prompts
 from dcclip_cli.data.class_folders import images_by_class, kind_of_folder, no_pairs
 from dcclip_cli.data.dataset import shards_at
 from dcclip_cli.data.pair import LANGUAGES
 from dcclip_cli.data.preview import preview_images, preview_pairs
 from dcclip_cli.data.reading import TABLE_SUFFIXES
-from dcclip_cli.errors import DcclipError, Message, translated
 from dcclip_cli.model.hub_models import TRANSFORMERS_CONFIG, open_clip_config
 from dcclip_cli.model.reference import STARTER, resolve, resolve_teacher
 from dcclip_cli.model.students import PRESETS
@@ -24,7 +24,9 @@ from dcclip_cli.model.weights import CONFIG, stored_tensors
 
 DataKind = Literal["photos", "pairs", "table", "classes"]
 Size = Literal["S", "M", "RN50", "XS"]
-SIZES: Mapping[Size, str] = {  # with a shared space of 768; latency of an image in int8: docs/reference/students.md
+SIZES: Mapping[
+    Size, str
+] = {  # with a shared space of 768; latency of an image in int8: docs/reference/students.md
     "S": Message("12 M parameters, for phones and small boards"),
     "M": Message("29 M parameters; an image takes three times as long as with S"),
     "RN50": Message("45 M parameters, a ResNet-50; an image takes ten times as long as with S"),
@@ -34,7 +36,8 @@ SIZES: Mapping[Size, str] = {  # with a shared space of 768; latency of an image
 
 @dataclass(frozen=True)
 class TeacherChoice:
-    """A teacher as a recipe names it; `text_width` is 0 unless a student's vocabulary can be trimmed from its own.
+    """A teacher as a recipe names it; `text_width` is 0 unless a student's vocabulary can be
+    trimmed from its own.
 
     `network` is timm's name of its image network, if it is known, `pixels` the side of its images.
     """
@@ -59,7 +62,9 @@ TEACHERS: Mapping[str, TeacherChoice] = {
 
 @dataclass(frozen=True)
 class DataChoice:
-    """Training data. `count` is about how many images or pairs there are, `classes` how many class folders."""
+    """Training data. `count` is about how many images or pairs there are, `classes` how many class
+    folders.
+    """
 
     kind: DataKind
     path: str
@@ -70,7 +75,9 @@ class DataChoice:
 
 @dataclass(frozen=True)
 class StudentChoice:
-    """Both towers of a student in place of a preset, for a teacher whose image network it may begin with."""
+    """Both towers of a student in place of a preset, for a teacher whose image network it may
+    begin with.
+    """
 
     network: str = "mnasnet_075"  # those of recipes/distill-photos.yaml
     pixels: int = 128
@@ -88,9 +95,11 @@ class StudentChoice:
 
 @dataclass(frozen=True)
 class NewRecipe:
-    """All choices; `file` is the recipe's, `texts` those that the text tower learns where photographs have none.
+    """All choices; `file` is the recipe's, `texts` those that the text tower learns where
+    photographs have none.
 
-    `student` is in place of the preset `size`. `fit` sets the last four; else the number of samples decides.
+    `student` is in place of the preset `size`. `fit` sets the last four; else the number of
+    samples decides.
     """
 
     file: Path
@@ -112,7 +121,9 @@ class NewRecipe:
 
 
 def choose_teacher(name: str) -> TeacherChoice:
-    """The teacher by its name in TEACHERS, or any model reference. Raises DcclipError if it names no model."""
+    """The teacher by its name in TEACHERS, or any model reference. Raises DcclipError if it names
+    no model.
+    """
     if choice := TEACHERS.get(name):
         return choice
     reference = resolve_teacher(STARTER, "open_clip") if name == STARTER else resolve(name)
@@ -123,12 +134,15 @@ def choose_teacher(name: str) -> TeacherChoice:
         hint = Message("give the model directory that it was exported from")
         raise DcclipError("{} is an export, which has no features to distill", hint, name)
     kind = "transformers" if reference.kind == "hf" else "open_clip"
-    named, config = name if reference.name else reference.target, dict[str, Any]()
+    named = name if reference.name else reference.target
+    config = dict[str, Any]()
     if kind == "transformers" and (folder := reference.folder()):
         from dcclip_cli.model.families import read_config
 
         config, _ = read_config(folder / TRANSFORMERS_CONFIG, named)
-        kind = "fgclip2" if config.get("model_type") == "fgclip2" else kind  # which alone may run code
+        kind = (
+            "fgclip2" if config.get("model_type") == "fgclip2" else kind
+        )  # which alone may run code
     if not reference.path.is_dir():
         return TeacherChoice(kind, named)
     stored = stored_tensors(sorted(reference.path.glob("*.safetensors"))).values()
@@ -141,13 +155,17 @@ def choose_teacher(name: str) -> TeacherChoice:
         towers = open_clip_config(reference.path)["model_cfg"]
         network, side = (towers["vision_cfg"].get(key) for key in ("timm_model_name", "image_size"))
         pixels = side if isinstance(side, int) else 224
-        return TeacherChoice(kind, named, int(towers["text_cfg"].get("width", 0)), parameters, network or "", pixels)
+        return TeacherChoice(
+            kind, named, int(towers["text_cfg"].get("width", 0)), parameters, network or "", pixels
+        )
     text = config.get("text_config") or {}
     return TeacherChoice(kind, named, int(text.get("hidden_size", 0)), parameters)
 
 
 def choose_data(path: str, kind: DataKind | None = None) -> DataChoice:
-    """The data at a path, of the kind that it looks like unless given. Raises DcclipError if nothing is to train on."""
+    """The data at a path, of the kind that it looks like unless given. Raises DcclipError if
+    nothing is to train on.
+    """
     kind = kind or _kind_of_data(path)
     if kind == "photos":
         return DataChoice(kind, path, preview_images(path).samples)
@@ -168,7 +186,8 @@ def _kind_of_data(path: str) -> DataKind:
         return "pairs"
     if not folder.exists():
         hint = Message(
-            "give a folder of photographs, pairs (tar or Parquet files, or a table), or a folder of class folders"
+            "give a folder of photographs, pairs (tar or Parquet files, or a table), or "
+            "a folder of class folders"
         )
         raise DcclipError("{} does not exist", hint, path)
     if folder.suffix.lower() in TABLE_SUFFIXES and folder.is_file():
@@ -177,18 +196,29 @@ def _kind_of_data(path: str) -> DataKind:
         return "pairs"
     layout = kind_of_folder(folder)
     if layout is None:
-        raise no_pairs(path, Message("give photographs, tars or Parquet files, a table, or a folder of class folders"))
+        raise no_pairs(
+            path,
+            Message(
+                "give photographs, tars or Parquet files, a table, or a folder of class folders"
+            ),
+        )
     return "classes" if layout == "classes" else "photos"
 
 
 def sizes_for(teacher: TeacherChoice) -> dict[Size, str]:
     """The sizes of students that are smaller than half a teacher, or the smallest."""
-    smaller = {size: text for size, text in SIZES.items() if float(text.split()[0]) * 2e6 < teacher.parameters}
+    smaller = {
+        size: text
+        for size, text in SIZES.items()
+        if float(text.split()[0]) * 2e6 < teacher.parameters
+    }
     return smaller or {"XS": SIZES["XS"]}
 
 
 def student_for(teacher: TeacherChoice) -> StudentChoice | None:
-    """The student that begins with a teacher's image network; None where that is not an EfficientNet-Lite."""
+    """The student that begins with a teacher's image network; None where that is not an
+    EfficientNet-Lite.
+    """
     is_lite = teacher.network.startswith("efficientnet_lite")
     return StudentChoice(pixels=min(StudentChoice.pixels, teacher.pixels)) if is_lite else None
 
@@ -200,7 +230,9 @@ def own_texts() -> str:
 
 # ---- the file
 
-_FEWEST_STEPS, _PASSES = 300, 32  # of a student that begins with its teacher's weights
+# of a student that begins with its teacher's weights
+_FEWEST_STEPS = 300
+_PASSES = 32
 _COMMENTS_AT = 31  # the column in which comments begin
 
 
@@ -209,27 +241,45 @@ def recipe_text(new: NewRecipe, takes: Sequence[str] = ()) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
-        loader=PackageLoader(__package__, "."), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader(__package__, "."),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters |= {"quoted": _quoted, "translated": translated}
     environment.globals["_"] = lambda template, **fields: translated(Message(template, **fields))
     template = environment.get_template("new.yaml.j2")
-    lines = [line.partition("\t") for line in template.render(vars(new), takes=takes, **_values(new)).splitlines()]
-    return "".join(f"{text:<{_COMMENTS_AT if tab else 0}}{'  ' * len(tab)}{comment}\n" for text, tab, comment in lines)
+    lines = [
+        line.partition("\t")
+        for line in template.render(vars(new), takes=takes, **_values(new)).splitlines()
+    ]
+    return "".join(
+        f"{text:<{_COMMENTS_AT if tab else 0}}{'  ' * len(tab)}{comment}\n"
+        for text, tab, comment in lines
+    )
 
 
 def _values(new: NewRecipe) -> dict[str, object]:
     """What the template needs besides the choices."""
-    preset, student, model, count = PRESETS[new.size], new.student, new.teacher.model, new.data.count
+    preset = PRESETS[new.size]
+    student = new.student
+    model = new.teacher.model
+    count = new.data.count
     max_per_step = 256 if student is None else 64 if new.data.kind == "photos" else 128
-    per_step = int(max(2, min(max_per_step, 2 ** int(math.log2(max(1, count / 8))))))  # at most 1/8 of the samples
+    per_step = int(
+        max(2, min(max_per_step, 2 ** int(math.log2(max(1, count / 8)))))
+    )  # at most 1/8 of the samples
     steps = new.steps or (student and max(_FEWEST_STEPS, min(10_000, _PASSES * count // per_step)))
-    aligned = min(per_step, max(2, new.data.classes or per_step))  # one image of a class in each batch
+    aligned = min(
+        per_step, max(2, new.data.classes or per_step)
+    )  # one image of a class in each batch
     return {
         "name": new.name,
         "about": f"{student.network}, {student.pixels} px" if student else SIZES[new.size],
         "teacher_name": Path(model).name,
-        "model": _place(model, new.file) if Path(model).is_dir() and model != STARTER else _quoted(model),
+        "model": _place(model, new.file)
+        if Path(model).is_dir() and model != STARTER
+        else _quoted(model),
         "pixels": preset["image"].get("size", 224),
         "width": student.width if student else preset["text"]["width"],
         "tokens": student.tokens if student else min(20_000, preset["text"]["vocabulary"]["size"]),
@@ -265,7 +315,11 @@ def _place(path: str, file: Path) -> str:
         return _quoted(path)
     target = Path(os.path.abspath(path))
     folder = Path(os.path.abspath(file)).parent
-    return _quoted(f"./{target.relative_to(folder).as_posix()}" if target.is_relative_to(folder) else str(target))
+    return _quoted(
+        f"./{target.relative_to(folder).as_posix()}"
+        if target.is_relative_to(folder)
+        else str(target)
+    )
 
 
 def _quoted(text: str) -> str:

@@ -1,4 +1,6 @@
-"""Running of a recipe's stages in its run directory: finished stages are skipped, interrupted ones resume."""
+"""Running of a recipe's stages in its run directory: finished stages are skipped, interrupted ones
+resume.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +15,25 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from dcclip_cli.core.errors import DcclipError, Message, joined
+from dcclip_cli.core.extensions import is_extension
+from dcclip_cli.core.files import cache_folder, write_json
+from dcclip_cli.core.machine import is_first_process, is_launched, is_one_of_several
+from dcclip_cli.core.options import decisive
+from dcclip_cli.core.progress import Progress, Silent
+from dcclip_cli.core.run_dir import (
+    RESOLVED,
+    STAGES,
+    RunDir,
+    StageName,
+    TrainResult,
+    finished,
+    has_product,
+)
 from dcclip_cli.curation.collect import CollectResult, collect
 from dcclip_cli.curation.executors import Engine
 from dcclip_cli.data.dataset import recipe_pairs
 from dcclip_cli.data.options import DataOptions
-from dcclip_cli.errors import DcclipError, Message, joined
 from dcclip_cli.eval.card import update_card
 from dcclip_cli.eval.datasets import data_set
 from dcclip_cli.eval.embedding import FeatureCache
@@ -26,20 +42,14 @@ from dcclip_cli.eval.report import save_report
 from dcclip_cli.eval.result import EvalResult
 from dcclip_cli.exporters.export import ExportOptions, ExportResult, export
 from dcclip_cli.exporters.samples import recipe_samples
-from dcclip_cli.extensions import is_extension
-from dcclip_cli.files import cache_folder, write_json
 from dcclip_cli.inference.bench import Bench, bench
-from dcclip_cli.machine import is_first_process, is_launched, is_one_of_several
 from dcclip_cli.model.model_dir import model_fingerprint, read_provenance
 from dcclip_cli.model.precision import torch_device
 from dcclip_cli.model.reference import ModelSource, directory_source, resolve
 from dcclip_cli.model.teachers import Teacher
-from dcclip_cli.options import decisive
-from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.recipe.load import LoadedRecipe, record
 from dcclip_cli.recipe.preflight import check
 from dcclip_cli.recipe.summary import COSTS, SUMMARY, ModelSummary, agreements, kept_summary
-from dcclip_cli.run_dir import RESOLVED, STAGES, RunDir, StageName, TrainResult, finished, has_product
 from dcclip_cli.train.launch import launch
 from dcclip_cli.train.metrics_log import MetricsListener
 
@@ -55,8 +65,8 @@ StageResult: TypeAlias = CollectResult | TrainResult | ExportResult | list[EvalR
 class RecipeRun:
     """A recipe and the directory that its stages write to. `fresh` makes finished stages again.
 
-    `processes` train together; they are started here, unless this is one of them. `listener` receives what is logged
-    of training in this process.
+    `processes` train together; they are started here, unless this is one of them. `listener`
+    receives what is logged of training in this process.
     """
 
     loaded: LoadedRecipe
@@ -66,19 +76,27 @@ class RecipeRun:
     progress: Progress = field(default_factory=Silent)
     processes: int = 1
     listener: MetricsListener | None = None
-    _results: dict[str, list[EvalResult]] = field(default_factory=dict)  # by model: teacher, student, bundle
+    _results: dict[str, list[EvalResult]] = field(
+        default_factory=dict
+    )  # by model: teacher, student, bundle
 
     def preflight(self, stages: Iterable[StageName]) -> list[BlankStage]:
-        """The stages that train. Raises DcclipError with all that would keep the unfinished of these from running."""
+        """The stages that train. Raises DcclipError with all that would keep the unfinished of
+        these from running.
+        """
         if not self.loaded.recipe.stages:
-            raise DcclipError("{} contains no stage", "add a stage, for example: distill", self.loaded.path)
+            raise DcclipError(
+                "{} contains no stage", "add a stage, for example: distill", self.loaded.path
+            )
         device = "cpu"  # which needs no torch
         if self.device != "cpu" and any(stage.trains for stage in STAGES if stage.name in stages):
             device = torch_device(self.device)
         return check(self.loaded, self.dir, stages, self.fresh, device, self.processes)
 
     def begin(self, *stages: StageName) -> None:
-        """Write the recipe into the run directory after `preflight`, which the first of several processes has done."""
+        """Write the recipe into the run directory after `preflight`, which the first of several
+        processes has done.
+        """
         if is_launched():
             return
         self.preflight(stages)
@@ -86,55 +104,84 @@ class RecipeRun:
             record(self.loaded, self.dir.root)
 
     def begin_all(self) -> None:
-        """`begin` for all stages. Raises DcclipError if there is one that several processes cannot run."""
-        collects = "collect" in self.loaded.recipe.stages and (self.fresh or not finished(self.dir.root, "collect"))
+        """`begin` for all stages. Raises DcclipError if there is one that several processes cannot
+        run.
+        """
+        collects = "collect" in self.loaded.recipe.stages and (
+            self.fresh or not finished(self.dir.root, "collect")
+        )
         if collects and is_one_of_several():
-            hint = Message("run dcclip collect {} first, then this command without --fresh", self.loaded.path)
+            hint = Message(
+                "run dcclip collect {} first, then this command without --fresh", self.loaded.path
+            )
             raise DcclipError("collect runs in one process only", hint)
         with self._claimed():
             self.begin(*self.loaded.recipe.stages)
 
     def _claimed(self) -> AbstractContextManager[None]:
-        """Hold the run's directory: the process that writes there, or the command that started it with others."""
+        """Hold the run's directory: the process that writes there, or the command that started it
+        with others.
+        """
         return self.dir.claimed() if is_first_process() and not is_launched() else nullcontext()
 
     def train_alone(self, stage: StageName, resume: bool = False) -> TrainResult:
-        """`begin` and `train`. With `resume`, raises DcclipError if it has neither a product nor a saved state."""
+        """`begin` and `train`. With `resume`, raises DcclipError if it has neither a product nor a
+        saved state.
+        """
         state = self.dir.stage(stage) / "state"
         if resume and not finished(self.dir.root, stage) and not any(state.glob("step-*")):
-            raise DcclipError("{} contains no checkpoint to resume from", "remove --resume to start at step 0", state)
+            raise DcclipError(
+                "{} contains no checkpoint to resume from",
+                "remove --resume to start at step 0",
+                state,
+            )
         with self._claimed():
             self.begin(stage)
             return self.train(stage)
 
-    def run_all(self, without: Collection[StageName] = ()) -> Iterator[tuple[StageName, StageResult]]:
-        """Run the recipe's stages in order; a stage after one that was run is made again, for its input is new.
+    def run_all(
+        self, without: Collection[StageName] = ()
+    ) -> Iterator[tuple[StageName, StageResult]]:
+        """Run the recipe's stages in order; a stage after one that was run is made again, for its
+        input is new.
 
-        Of several processes that a launcher started, all train, and the first one runs the other stages.
+        Of several processes that a launcher started, all train, and the first one runs the other
+        stages.
         """
         shared = {stage.name for stage in STAGES if stage.trains or is_first_process()}
         with self._claimed():
-            for stage in (name for name in self.loaded.recipe.stages if name in shared.difference(without)):
+            for stage in (
+                name for name in self.loaded.recipe.stages if name in shared.difference(without)
+            ):
                 result = self.run(stage)
                 already = not result if isinstance(result, list) else result.already_finished
                 self.fresh = self.fresh or not already
                 yield stage, result
 
     def run(self, stage: StageName) -> StageResult:
-        """Run one stage if it is not finished. `eval` returns no results if they are kept from an earlier run."""
+        """Run one stage if it is not finished. `eval` returns no results if they are kept from an
+        earlier run.
+        """
         if stage == "collect":
             return self.collect()
         if stage == "export":
             assert self.loaded.recipe.export is not None
-            return self.export(self.loaded.recipe.export, self.trained_model(), self.dir.stage("export"))
+            return self.export(
+                self.loaded.recipe.export, self.trained_model(), self.dir.stage("export")
+            )
         if stage == "eval":
-            summary = not self.fresh and kept_summary(self.dir.root, self._identity(), self.progress)
+            summary = not self.fresh and kept_summary(
+                self.dir.root, self._identity(), self.progress
+            )
             return [] if summary else self._evaluate("teacher", "student")
         return self.train(stage)
 
     def collect(self, engine: Engine | None = None, limit: int | None = None) -> CollectResult:
-        """Collect the recipe's pairs; with `limit` only about so many of them, into the folder `collect-limit`."""
-        options, fresh = self.loaded.recipe.collect, self.fresh or limit is not None
+        """Collect the recipe's pairs; with `limit` only about so many of them, into the folder
+        `collect-limit`.
+        """
+        options = self.loaded.recipe.collect
+        fresh = self.fresh or limit is not None
         assert options is not None
         out = self.dir.stage("collect" if limit is None else "collect-limit")
         result = collect(options, out, self.progress, fresh, engine, limit)
@@ -149,27 +196,60 @@ class RecipeRun:
             return self._train_in_processes(stage)
         recipe = self.loaded.recipe
         assert recipe.data is not None
-        shared = self.dir, recipe.data, recipe.teacher, recipe.student, recipe.seed, torch_device(self.device)
-        job = Stage(getattr(recipe, stage), *shared, fresh=self.fresh, progress=self.progress, track=recipe.track)
+        shared = (
+            self.dir,
+            recipe.data,
+            recipe.teacher,
+            recipe.student,
+            recipe.seed,
+            torch_device(self.device),
+        )
+        job = Stage(
+            getattr(recipe, stage),
+            *shared,
+            fresh=self.fresh,
+            progress=self.progress,
+            track=recipe.track,
+        )
         job.listener = self.listener
         result = train_stage(job)
-        distilled, aligned, options = self.dir.model("distill"), self.dir.model("align"), recipe.align
+        distilled = self.dir.model("distill")
+        aligned = self.dir.model("align")
+        options = recipe.align
         if stage == "align" and options and result.already_finished and options.start == "distill":
             parent = read_provenance(aligned).content.get("parent")
-            if distilled.is_dir() and parent != model_fingerprint(distilled):  # it was replaced since
-                problem = Message("{} was created from a different model than {}", aligned, distilled)
+            if distilled.is_dir() and parent != model_fingerprint(
+                distilled
+            ):  # it was replaced since
+                problem = Message(
+                    "{} was created from a different model than {}", aligned, distilled
+                )
                 raise DcclipError(problem, "create it again with --fresh")
-        self._tell(stage, result.model, result, *(f"{name} {value:.4g}" for name, value in result.metrics.items()))
+        self._tell(
+            stage,
+            result.model,
+            result,
+            *(f"{name} {value:.4g}" for name, value in result.metrics.items()),
+        )
         return result
 
     def _train_in_processes(self, stage: StageName) -> TrainResult:
-        """`train` in several processes, from the recipe that `begin` wrote. The first one says what `train` says."""
+        """`train` in several processes, from the recipe that `begin` wrote. The first one says
+        what `train` says.
+        """
         from dcclip_cli.train.checkpoint import telling_saved_step
 
         if self.fresh:
             shutil.rmtree(self.dir.stage(stage), ignore_errors=True)
         begun = time.monotonic()
-        arguments = [stage, str(self.dir.root / RESOLVED), "--out", str(self.dir.root), "--device", self.device]
+        arguments = [
+            stage,
+            str(self.dir.root / RESOLVED),
+            "--out",
+            str(self.dir.root),
+            "--device",
+            self.device,
+        ]
         if isinstance(self.progress, Silent):
             arguments.append("--quiet")
         if logging.getLogger().isEnabledFor(logging.INFO):
@@ -178,7 +258,9 @@ class RecipeRun:
             launch(arguments, self.processes, self.progress)
         provenance = read_provenance(self.dir.model(stage)).content
         metrics = provenance.pop("metrics", {})
-        return TrainResult(self.dir.model(stage), False, time.monotonic() - begun, metrics, provenance)
+        return TrainResult(
+            self.dir.model(stage), False, time.monotonic() - begun, metrics, provenance
+        )
 
     def export(self, options: ExportOptions, model: ModelSource, out: Path) -> ExportResult:
         """Export a model, checked on the recipe's data and test sets."""
@@ -191,16 +273,26 @@ class RecipeRun:
             fresh=self.fresh,
             progress=self.progress,
         )
-        compared = Message("not compared with the model: the runtime is not available on this system")
+        compared = Message(
+            "not compared with the model: the runtime is not available on this system"
+        )
         if parity := result.parity:
             counts = parity.agreement, parity.images, parity.source
             tests = (
-                Message("top-1 in {} on {} test images {:.1%} -> {:.1%}", name, test.images, test.before, test.after)
+                Message(
+                    "top-1 in {} on {} test images {:.1%} -> {:.1%}",
+                    name,
+                    test.images,
+                    test.before,
+                    test.after,
+                )
                 for name, test in parity.by_language().items()
             )
             agreement = Message("best text unchanged for {:.1%} of {} images ({})", *counts)
             compared = joined("; ", (agreement, *tests))
-        self._tell("export", out, result, Message("{:.1f} MB; {}", result.size_bytes / 1e6, compared))
+        self._tell(
+            "export", out, result, Message("{:.1f} MB; {}", result.size_bytes / 1e6, compared)
+        )
         return result
 
     def data(self) -> DataOptions | None:
@@ -209,17 +301,25 @@ class RecipeRun:
         return data and data.after_collect(self.dir.stage("collect"))
 
     def trained_model(self) -> ModelSource:
-        """The run's model directory of the furthest training stage. Raises DcclipError if there is none yet."""
+        """The run's model directory of the furthest training stage. Raises DcclipError if there is
+        none yet.
+        """
         for stage in reversed(STAGES):
             if stage.trains and has_product(self.dir.root, stage.name):
                 return resolve(str(self.dir.model(stage.name)))
         problem = Message("{} contains no trained model", self.dir.root)
         if self.loaded.recipe.variants:
-            raise DcclipError(problem, "choose one of its runs with --model {}/VARIANT/seed-N", self.dir.root)
-        raise DcclipError(problem, "train one with: dcclip run {}, or choose one with --model", self.loaded.path)
+            raise DcclipError(
+                problem, "choose one of its runs with --model {}/VARIANT/seed-N", self.dir.root
+            )
+        raise DcclipError(
+            problem, "train one with: dcclip run {}, or choose one with --model", self.loaded.path
+        )
 
     def summary(self) -> list[ModelSummary]:
-        """Teacher, student and bundle compared, measured once and kept in the run; empty if nothing is trained."""
+        """Teacher, student and bundle compared, measured once and kept in the run; empty if
+        nothing is trained.
+        """
         if not (self.loaded.recipe.distill or self.loaded.recipe.align) or not is_first_process():
             return []
         rows = [] if self.fresh else kept_summary(self.dir.root, self._identity(), self.progress)
@@ -227,28 +327,37 @@ class RecipeRun:
             self.progress.say(Message("eval: already done (use --fresh to redo)"))
             return rows
         models = self.models()
-        results, options = self._evaluate(*models), self.loaded.recipe.eval
+        results = self._evaluate(*models)
+        options = self.loaded.recipe.eval
         if options is not None:
             check_complete(results, options)
         no_test = "teacher" in models and not results
         images = recipe_samples(self.data(), "validation", "train") if no_test else None
         agreement = {} if images is None else agreements(models, images, self.device, self.progress)
         costs: dict[str, Bench] = {}
-        # The student before its teacher, which is larger: the two can share a process, whose memory only grows.
+        # The student before its teacher, which is larger: the two can share a process, whose
+        # memory only grows.
         for group in ("student", "teacher"), ("bundle",):
             names = [name for name in group if name in models]
             benches = bench([models[name] for name in names], together=True, progress=self.progress)
             costs |= dict(zip(names, benches, strict=True))
-        samples = sum(steps * getattr(self.loaded.recipe, name).batch_size for name, steps in self.steps().items())
+        samples = sum(
+            steps * getattr(self.loaded.recipe, name).batch_size
+            for name, steps in self.steps().items()
+        )
         trained = self._training_pairs(), samples
         for name in models:
             measured: dict[str, Any] = {field: getattr(costs[name], field) for field in COSTS}
             counts = (0, 0) if name == "teacher" else trained
             row = ModelSummary(name, {}, agreement.get(name, {}), *counts, **measured)
             for result in self._results.get(name, ()):
-                row.scores.setdefault(result.metric, {})[f"{result.dataset} {result.language}"] = result.value
+                row.scores.setdefault(result.metric, {})[f"{result.dataset} {result.language}"] = (
+                    result.value
+                )
             rows.append(row)
-        write_json(self.dir.root / SUMMARY, {"of": self._identity(), "rows": [asdict(row) for row in rows]})
+        write_json(
+            self.dir.root / SUMMARY, {"of": self._identity(), "rows": [asdict(row) for row in rows]}
+        )
         return rows
 
     def _training_pairs(self) -> int:
@@ -258,7 +367,9 @@ class RecipeRun:
         if data is None:
             return 0
         for name in self.steps():
-            stage_data = getattr(self.loaded.recipe, name).stage_data(data, self.loaded.recipe.student)
+            stage_data = getattr(self.loaded.recipe, name).stage_data(
+                data, self.loaded.recipe.student
+            )
             pairs = recipe_pairs(stage_data, "train")
             if pairs is not None:
                 counts[pairs.fingerprint] = pairs.num_pairs
@@ -266,8 +377,14 @@ class RecipeRun:
 
     def steps(self) -> dict[str, int]:
         """How many steps the student was trained for, by stage."""
-        models = {name: self.dir.model(name) for name in ("distill", "align") if getattr(self.loaded.recipe, name)}
-        return {name: read_provenance(model).content.get("steps", 0) for name, model in models.items()}
+        models = {
+            name: self.dir.model(name)
+            for name in ("distill", "align")
+            if getattr(self.loaded.recipe, name)
+        }
+        return {
+            name: read_provenance(model).content.get("steps", 0) for name, model in models.items()
+        }
 
     def _tell(self, stage: StageName, product: Path, result: Any, *measured: str) -> None:
         if result.already_finished:
@@ -283,30 +400,49 @@ class RecipeRun:
             references["teacher"] = teacher_reference(self.loaded.recipe.teacher)
         references["student"] = self.trained_model()
         if finished(self.dir.root, "export"):
-            with suppress(DcclipError):  # dcclip's commands do not load the formats of other programs
+            with suppress(
+                DcclipError
+            ):  # dcclip's commands do not load the formats of other programs
                 references["bundle"] = resolve(str(self.dir.stage("export")))
         return references
 
     def _evaluate(self, *names: str) -> list[EvalResult]:
-        """Evaluate those of the run's models `names` that are not yet, by default on its validation pairs."""
-        options, data = self.loaded.recipe.eval, self.data()
+        """Evaluate those of the run's models `names` that are not yet, by default on its
+        validation pairs.
+        """
+        options = self.loaded.recipe.eval
+        data = self.data()
         if options is not None:
             datasets = open_datasets(options)
-        elif data and (pairs := recipe_pairs(data, "validation")) is not None and pairs.embeddings is None:
+        elif (
+            data
+            and (pairs := recipe_pairs(data, "validation")) is not None
+            and pairs.embeddings is None
+        ):
             datasets = [data_set(pairs)]
             options = EvalOptions(datasets=(datasets[0].name,), limit=_MOST_VALIDATED)
         else:
             return []
         cache = FeatureCache(cache_folder(), self.progress.say)
-        new = {name: model for name, model in self.models().items() if name in names and name not in self._results}
+        new = {
+            name: model
+            for name, model in self.models().items()
+            if name in names and name not in self._results
+        }
         for name, model in new.items():
             # Bundles compute in the precision of their export.
-            chosen = options.model_copy(update={"precision": "fp32"}) if model.kind == "bundle" else options
+            chosen = (
+                options.model_copy(update={"precision": "fp32"})
+                if model.kind == "bundle"
+                else options
+            )
             self._results[name] = evaluate(
                 [model], datasets, chosen, device=self.device, cache=cache, progress=self.progress
             )
         evaluated = [result for results in self._results.values() for result in results]
-        if len(evaluated) == sum(len(self._results[name]) for name in new):  # not again for the bundle
+        if len(evaluated) == sum(
+            len(self._results[name]) for name in new
+        ):  # not again for the bundle
             say_alike(evaluated, self.progress)
         save_report(evaluated, datasets, self.dir.stage("eval"), self.progress)
         for name, model in new.items():
@@ -315,8 +451,12 @@ class RecipeRun:
         return evaluated
 
     def _identity(self) -> str:
-        """A hash over the trained weights and the sections of the recipe that decide evaluation and export."""
-        sections = {name for stage in STAGES if stage.name in ("eval", "export") for name in stage.made_from}
+        """A hash over the trained weights and the sections of the recipe that decide evaluation
+        and export.
+        """
+        sections = {
+            name for stage in STAGES if stage.name in ("eval", "export") for name in stage.made_from
+        }
         parts = {name: decisive(getattr(self.loaded.recipe, name)) for name in sections}
         parts["model"] = model_fingerprint(self.trained_model().path)
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -1,7 +1,8 @@
 """Reading of a recipe's YAML into plain values, with the file and line of each value.
 
-Only plain YAML is read: mappings, sequences and scalars with the YAML 1.2 meaning (`no` and `12:30` are text, `1e-3`
-is a number). Tags, anchors and aliases are refused: a recipe cannot create Python objects or expand without bound.
+Only plain YAML is read: mappings, sequences and scalars with the YAML 1.2 meaning (`no` and
+`12:30` are text, `1e-3` is a number). Tags, anchors and aliases are refused: a recipe cannot
+create Python objects or expand without bound.
 """
 
 import os
@@ -13,16 +14,25 @@ from typing import Any
 
 import yaml
 
-from dcclip_cli.errors import DcclipError, Message, joined
-from dcclip_cli.files import read_bytes, refuse_special
-from dcclip_cli.text import not_utf8
+from dcclip_cli.core.errors import DcclipError, Message, joined
+from dcclip_cli.core.files import read_bytes, refuse_special
+from dcclip_cli.core.text import not_utf8
 
 Location = tuple[str | int, ...]
 
 MAX_BYTES = 1_000_000
 _MAX_DEPTH = 30
 _NAME = "name"
-_WORDS = {"": None, "~": None, "null": None, "Null": None, "true": True, "True": True, "false": False, "False": False}
+_WORDS = {
+    "": None,
+    "~": None,
+    "null": None,
+    "Null": None,
+    "true": True,
+    "True": True,
+    "false": False,
+    "False": False,
+}
 _INTEGER = re.compile(r"[-+]?[0-9]{1,18}")
 _FLOAT = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 KEYS_HINT = Message("list all keys of a recipe with: dcclip recipe schema")
@@ -43,11 +53,17 @@ class Document:
         return self.places[location]
 
     def override(self, expression: str) -> None:
-        """Apply one `--set a.b=value`: the value is YAML, a path in it is relative to the current directory."""
+        """Apply one `--set a.b=value`: the value is YAML, a path in it is relative to the current
+        directory.
+        """
         place = f"--set {expression}"
         key, equals, text = expression.partition("=")
         if not equals or not all(key.split(".")) or key.count(".") > _MAX_DEPTH:
-            raise DcclipError("{}: expected KEY=VALUE", "write KEY=VALUE, for example: --set distill.epochs=3", place)
+            raise DcclipError(
+                "{}: expected KEY=VALUE",
+                "write KEY=VALUE, for example: --set distill.epochs=3",
+                place,
+            )
         self._put(key, _parse(text, place)[0], place)
 
     def set(self, key: str, value: Any, place: str = ARGUMENTS) -> None:
@@ -68,12 +84,19 @@ class Document:
             where = ".".join(map(str, location))
             if isinstance(container, list):
                 if step not in map(str, range(len(container))):
-                    problem = Message("{}: {} is a list of {} entries, numbered from 0", place, where, len(container))
+                    problem = Message(
+                        "{}: {} is a list of {} entries, numbered from 0",
+                        place,
+                        where,
+                        len(container),
+                    )
                     raise DcclipError(problem, Message("use a number, for example {}.0", where))
                 at = int(step)
             elif not isinstance(container, dict):
                 hint = Message("to replace it, set {} itself, not a key in it", where)
-                raise DcclipError("{}: {} is {}, not a section", hint, place, where, _kind(container))
+                raise DcclipError(
+                    "{}: {} is {}, not a section", hint, place, where, _kind(container)
+                )
             location = (*location, at)
             if number == len(steps):
                 container[at] = value if at == _NAME else anchored(value, Path.cwd())
@@ -81,46 +104,64 @@ class Document:
                 container[step] = {}
             self.places.setdefault(location, place)
             container = container[at]
-        self.places = {at: line for at, line in self.places.items() if at[: len(location)] != location}
+        self.places = {
+            at: line for at, line in self.places.items() if at[: len(location)] != location
+        }
         self.places[location] = place
 
 
 def read(path: Path) -> tuple[str, Document]:
-    """A recipe file's text and its document, relative paths in it anchored to the file's own folder."""
+    """A recipe file's text and its document, relative paths in it anchored to the file's own
+    folder.
+    """
     refuse_special(path)
     try:
         content = read_bytes(path, MAX_BYTES + 1)
         text = content.decode("utf-8-sig")
     except FileNotFoundError:
-        raise DcclipError("{} does not exist", "give a recipe, for example recipes/quickstart.yaml", path) from None
+        raise DcclipError(
+            "{} does not exist", "give a recipe, for example recipes/quickstart.yaml", path
+        ) from None
     except IsADirectoryError:
-        raise DcclipError("{} is a folder, not a recipe", "give the YAML file in this folder", path) from None
+        raise DcclipError(
+            "{} is a folder, not a recipe", "give the YAML file in this folder", path
+        ) from None
     except UnicodeDecodeError:
         raise not_utf8(path) from None
     if len(content) > MAX_BYTES:
-        raise DcclipError("{} is larger than {:,} bytes", "check that this is a recipe", path, MAX_BYTES)
+        raise DcclipError(
+            "{} is larger than {:,} bytes", "check that this is a recipe", path, MAX_BYTES
+        )
     values, places = _parse(text, str(path), numbered=True)
     if not isinstance(values, dict):
-        raise DcclipError("{}: expected sections such as `distill:`, found {}", KEYS_HINT, path, _kind(values))
+        raise DcclipError(
+            "{}: expected sections such as `distill:`, found {}", KEYS_HINT, path, _kind(values)
+        )
     return text, Document(anchored(values, path.resolve().parent), places)
 
 
 def anchored(value: Any, folder: Path) -> Any:
     """A copy of `value` with the relative paths in it made absolute, as seen from `folder`.
 
-    A Path, and a text like `./a` or `../a`, is a path; any other text names an entry of a hub or registry, and a
-    `name` is never a path.
+    A Path, and a text like `./a` or `../a`, is a path; any other text names an entry of a hub or
+    registry, and a `name` is never a path.
     """
     if isinstance(value, Mapping):
-        return {key: item if key == _NAME else anchored(item, folder) for key, item in value.items()}
+        return {
+            key: item if key == _NAME else anchored(item, folder) for key, item in value.items()
+        }
     if isinstance(value, list | tuple):
         return [anchored(item, folder) for item in value]
-    named = isinstance(value, str) and (value in (".", "..") or value.startswith(("./", "../", "/")))
+    named = isinstance(value, str) and (
+        value in (".", "..") or value.startswith(("./", "../", "/"))
+    )
     return str((folder / value).resolve()) if named or isinstance(value, os.PathLike) else value
 
 
 def _parse(text: str, name: str, numbered: bool = False) -> tuple[Any, dict[Location, str]]:
-    """The values in a YAML text and the place of each; all places are `name`, `numbered` adds the line to it."""
+    """The values in a YAML text and the place of each; all places are `name`, `numbered` adds the
+    line to it.
+    """
 
     def place(line: int) -> str:
         return f"{name}:{line + 1}" if numbered else name
@@ -137,7 +178,9 @@ def _parse(text: str, name: str, numbered: bool = False) -> tuple[Any, dict[Loca
                 return _WORDS[text] if text in _WORDS else int(text)
             return float(text) if _FLOAT.fullmatch(text) else text
         if isinstance(node, yaml.SequenceNode):
-            places.update({(*at, index): place(item.start_mark.line) for index, item in enumerate(node.value)})
+            places.update(
+                {(*at, index): place(item.start_mark.line) for index, item in enumerate(node.value)}
+            )
             return [build(item, (*at, index)) for index, item in enumerate(node.value)]
         result: dict[str, Any] = {}
         for key, item in node.value:
@@ -146,7 +189,9 @@ def _parse(text: str, name: str, numbered: bool = False) -> tuple[Any, dict[Loca
             if not isinstance(key, yaml.ScalarNode):
                 mistakes.append(Message("{}: {}", where, Message("a key must be text")))
             elif key.value in result:
-                problem = Message("duplicate key (first on line {})", places[location].rpartition(":")[2])
+                problem = Message(
+                    "duplicate key (first on line {})", places[location].rpartition(":")[2]
+                )
                 mistakes.append(Message("{}: {}: {}", where, ".".join(map(str, location)), problem))
             else:
                 places[location] = where
@@ -157,14 +202,20 @@ def _parse(text: str, name: str, numbered: bool = False) -> tuple[Any, dict[Loca
         node = _PlainLoader(text).get_single_node()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        where = place(mark.line if mark else 0) + (f":{mark.column + 1}" if mark and numbered else "")
+        where = place(mark.line if mark else 0) + (
+            f":{mark.column + 1}" if mark and numbered else ""
+        )
         problem = error.problem or Message("invalid YAML")
         if problem.startswith("but "):
             problem = Message("{}, {}", error.context, problem)
-        raise DcclipError("{}: {}", "fix the YAML on this line or the line above", where, problem) from None
+        raise DcclipError(
+            "{}: {}", "fix the YAML on this line or the line above", where, problem
+        ) from None
     except yaml.reader.ReaderError as error:
         where = place(text.count("\n", 0, error.position))
-        raise DcclipError("{}: unreadable character #x{:04x}", "remove it", where, error.character) from None
+        raise DcclipError(
+            "{}: unreadable character #x{:04x}", "remove it", where, error.character
+        ) from None
     values = build(node, ()) if node else None
     if mistakes:
         raise DcclipError(joined("\n", mistakes), KEYS_HINT)
@@ -180,7 +231,9 @@ class _PlainLoader(yaml.SafeLoader):
         event = self.peek_event()
         problem = None
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-            problem = Message("remove anchors (&) and aliases (*); quote text that starts with these characters")
+            problem = Message(
+                "remove anchors (&) and aliases (*); quote text that starts with these characters"
+            )
         elif getattr(event, "tag", None):
             problem = Message("remove tags ({}); quote text that starts with !", event.tag)
         elif self.depth > _MAX_DEPTH:

@@ -1,4 +1,6 @@
-"""The requests that `dcclip serve` answers: OpenAI's embeddings, immich, MT Photos, labels, image search."""
+"""The requests that `dcclip serve` answers: OpenAI's embeddings, immich, MT Photos, labels, image
+search.
+"""
 
 import asyncio
 import base64
@@ -29,47 +31,59 @@ from starlette.convertors import PathConvertor
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartParser
 
-from dcclip_cli.curation.dedup.copies import find_duplicates
-from dcclip_cli.errors import DcclipError, Message, translated
-from dcclip_cli.files import is_within, refuse_special
-from dcclip_cli.html import SHARED_PAGE, jpeg_thumbnail
+from dcclip_cli.core.errors import DcclipError, Message, translated
+from dcclip_cli.core.files import is_within, refuse_special
+from dcclip_cli.core.html import SHARED_PAGE, jpeg_thumbnail
+from dcclip_cli.core.progress import clock
+from dcclip_cli.core.text import split, split_excluded
+from dcclip_cli.core.versions import VERSION
 from dcclip_cli.inference.encoder import Encoder
-from dcclip_cli.inference.files import query_fits
 from dcclip_cli.inference.images import batched, mime_type
-from dcclip_cli.inference.index import ImageIndex, count_all, direction, search_all
+from dcclip_cli.inference.limits import MAX_LABELS, MAX_TEXTS
 from dcclip_cli.inference.model import best
 from dcclip_cli.inference.videos import frame_name, is_video, is_video_start, split_frame
 from dcclip_cli.inference.zero_shot import Labels, label_prompts, unknown_of
-from dcclip_cli.progress import clock
+from dcclip_cli.photos.duplicates import find_duplicates
+from dcclip_cli.photos.files import query_fits
+from dcclip_cli.photos.filters import Filters
+from dcclip_cli.photos.index import ImageIndex, count_all, direction, search_all
+from dcclip_cli.photos.live import LiveIndexes
 from dcclip_cli.serve.batches import (
     IMAGE_URL,
     MAX_IMAGES,
-    MAX_LABELS,
-    MAX_TEXTS,
     BatchedEncoder,
     RefusedError,
     bad_url,
     decode_url,
 )
-from dcclip_cli.serve.filters import Filters
 from dcclip_cli.serve.guard import MAX_BODY, Guard, Metrics, Scope, error_response
-from dcclip_cli.serve.live import LiveIndexes
-from dcclip_cli.text import split, split_excluded
-from dcclip_cli.versions import VERSION
 
 _STORED_LABELS = 10_000  # whose embeddings are stored
 _MAX_PARTS = MAX_TEXTS + MAX_IMAGES  # of a chat, and of errors that pydantic collects
-_LARGE_TEXTS = 64 << 10  # characters that are tokenized in a thread, so that others are answered meanwhile
+_LARGE_TEXTS = (
+    64 << 10
+)  # characters that are tokenized in a thread, so that others are answered meanwhile
 _MAX_PICTURE = 128 << 20  # bytes of a file that is shown
 _START_BYTES = 64  # of a file, by which its format is known
-_THUMBNAIL_PX, _PREVIEW_PX = 480, 2048
-_SHOWN = {f"image/{name}" for name in ("jpeg", "png", "webp", "gif", "bmp", "avif")}  # by all browsers
+_THUMBNAIL_PX = 480
+_PREVIEW_PX = 2048
+_SHOWN = {
+    f"image/{name}" for name in ("jpeg", "png", "webp", "gif", "bmp", "avif")
+}  # by all browsers
 _PAGE_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' blob:; "
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src 'self' blob:; "
     "media-src 'self'; base-uri 'none'; form-action 'none'"
 )
-_PAGE_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
-_SAMPLES, _EXAMPLES = 18, 4  # images and searches that the page shows at first
+_PAGE_TYPES = {
+    ".html": "text/html",
+    ".css": "text/css",
+    ".js": "text/javascript",
+    ".svg": "image/svg+xml",
+}
+# images and searches that the page shows at first
+_SAMPLES = 18
+_EXAMPLES = 4
 _EXAMPLES_S = 60.0  # after which they are chosen again, if images have changed
 _MOST_SUBFOLDERS = 500  # of a folder, among which the page lets choose
 _NEAREST = 8  # images whose scores say how well an example search fits a folder
@@ -114,29 +128,50 @@ class EmbeddingRequest(BaseModel):
     dimensions: int | None = Field(None, ge=1, le=8192)
 
     def inputs(self) -> list[str]:
-        """The texts and data URLs, in their order. Raises DcclipError for web addresses and what is no text."""
-        contents = [message.content for message in self.messages] if self.input is None else [self.input]
+        """The texts and data URLs, in their order. Raises DcclipError for web addresses and what
+        is no text.
+        """
+        contents = (
+            [message.content for message in self.messages] if self.input is None else [self.input]
+        )
         inputs: list[Any] = [
-            item for content in contents for item in ([content] if isinstance(content, str) else content)
+            item
+            for content in contents
+            for item in ([content] if isinstance(content, str) else content)
         ]
         texts = [item.input() if isinstance(item, Part) else item for item in inputs]
         if not all(isinstance(text, str) for text in texts):
-            hint = Message("send strings; for LangChain's OpenAIEmbeddings, set check_embedding_ctx_length=False")
+            hint = Message(
+                "send strings; for LangChain's OpenAIEmbeddings, set "
+                "check_embedding_ctx_length=False"
+            )
             raise DcclipError("the input contains an item that is not a string", hint)
-        if self.input and (address := next((text for text in texts if re.fullmatch(r"https?://\S+", text)), None)):
+        if self.input and (
+            address := next((text for text in texts if re.fullmatch(r"https?://\S+", text)), None)
+        ):
             raise bad_url(address)
         return texts
 
 
 class Server:
-    """What the routes share: the encoder, indexes of folders, labels that were asked for, and what immich asks for."""
+    """What the routes share: the encoder, indexes of folders, labels that were asked for, and what
+    immich asks for.
+    """
 
     def __init__(
-        self, encoder: Encoder, indexes: Sequence[ImageIndex], immich_dims: int, say: Callable[[str], object]
+        self,
+        encoder: Encoder,
+        indexes: Sequence[ImageIndex],
+        immich_dims: int,
+        say: Callable[[str], object],
     ) -> None:
         self.metrics = Metrics(lambda kind: self.encoder.waiting(kind))
-        self.encoder = BatchedEncoder(encoder, lambda kind, size: self.metrics.batches.labels(kind).observe(size))
-        self.live, self.immich_dims, self._say = LiveIndexes(encoder, indexes, say), immich_dims, say
+        self.encoder = BatchedEncoder(
+            encoder, lambda kind, size: self.metrics.batches.labels(kind).observe(size)
+        )
+        self.live = LiveIndexes(encoder, indexes, say)
+        self.immich_dims = immich_dims
+        self._say = say
         self.dims = encoder.encode_texts(["狗"]).shape[1]
         self._labels: dict[tuple[Any, ...], Labels] = {}
         self._immich_names: set[str] = set()
@@ -145,7 +180,9 @@ class Server:
         """The indexes as they are now. Raises RefusedError if there are none."""
         if not self.live.current:
             raise RefusedError(
-                "the server has no image folder", "start the server with: dcclip serve --folder DIR", status=404
+                "the server has no image folder",
+                "start the server with: dcclip serve --folder DIR",
+                status=404,
             )
         return self.live.current
 
@@ -155,7 +192,9 @@ class Server:
             raise DcclipError("the input is missing", "send text, or an image as a data URL")
         urls = [url for url in inputs if url.startswith(IMAGE_URL)]
         texts = [text for text in inputs if not text.startswith(IMAGE_URL)]
-        files = await self.encoder.in_pool(lambda: [decode_url(url) for url in urls]) if urls else []
+        files = (
+            await self.encoder.in_pool(lambda: [decode_url(url) for url in urls]) if urls else []
+        )
         parts = [self.encoder.embed_images(files)] if files else []
         parts += [self.encoder.embed_texts(texts)] if texts else []
         tasks = [asyncio.create_task(part) for part in parts]
@@ -171,7 +210,9 @@ class Server:
         """How many tokens the model reads of those inputs that are texts."""
         texts = [text for text in inputs if not text.startswith(IMAGE_URL)]
         tokenize = self.encoder.encoder.tokenize
-        size = sum(max(len(text), 1000) for text in texts)  # a text takes as long as 1,000 characters, or longer
+        size = sum(
+            max(len(text), 1000) for text in texts
+        )  # a text takes as long as 1,000 characters, or longer
 
         def count() -> int:
             return sum(tokenize([text]).size for text in texts)
@@ -181,7 +222,9 @@ class Server:
     async def labels(self, names: Sequence[str], multi_label: bool) -> Labels:
         """The labels' embeddings; those of the last 10,000 labels are stored."""
         if len(names) > MAX_LABELS:
-            raise DcclipError("a request cannot contain {:,} labels", "send at most {:,}", len(names), MAX_LABELS)
+            raise DcclipError(
+                "a request cannot contain {:,} labels", "send at most {:,}", len(names), MAX_LABELS
+            )
         key = (*names, multi_label)
         if (labels := self._labels.get(key)) is None:
             texts, neutral_texts = label_prompts(self.encoder.encoder, names, None, multi_label)
@@ -190,14 +233,19 @@ class Server:
             for batch in batched(prompts, MAX_TEXTS):
                 rows |= zip(batch, await self.encoder.embed_texts(batch), strict=True)
             fields = ("prompts", "logit_scale", "logit_bias", "known", "tokenize")
-            embedded: Any = SimpleNamespace(**{name: getattr(self.encoder.encoder, name) for name in fields})
+            embedded: Any = SimpleNamespace(
+                **{name: getattr(self.encoder.encoder, name) for name in fields}
+            )
             embedded.encode_texts = lambda texts: (
                 np.stack([rows[text] for text in texts])
                 if rows.keys() >= set(texts)
                 else self.encoder.encoder.encode_texts(texts)  # words of labels
             )
             labels = await self.encoder.in_pool(Labels, embedded, names, None, multi_label)
-            while self._labels and sum(len(stored.names) for stored in self._labels.values()) > _STORED_LABELS:
+            while (
+                self._labels
+                and sum(len(stored.names) for stored in self._labels.values()) > _STORED_LABELS
+            ):
                 del self._labels[next(iter(self._labels))]
             self._labels[key] = labels
         return labels
@@ -214,7 +262,13 @@ class Server:
         """Say once which model immich asks for; it gets this one."""
         if name not in self._immich_names and len(self._immich_names) < 100:
             self._immich_names.add(name)
-            self._say(Message("serve: immich requests {!r}; the server uses {}", name[:100], self.encoder.encoder.name))
+            self._say(
+                Message(
+                    "serve: immich requests {!r}; the server uses {}",
+                    name[:100],
+                    self.encoder.encoder.name,
+                )
+            )
 
 
 def application(
@@ -226,12 +280,16 @@ def application(
     say: Callable[[str], object] = lambda _: None,
     follow_s: float | None = None,
 ) -> FastAPI:
-    """The ASGI application. `hosts` are the names it answers to, all by default. It lists folders every `follow_s`."""
+    """The ASGI application. `hosts` are the names it answers to, all by default. It lists folders
+    every `follow_s`.
+    """
     server = Server(encoder, indexes, immich_dims, say)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        gc.freeze()  # what the imports made is never garbage: going through it takes 50 ms, in which nobody is answered
+        # what the imports made is never garbage: going through it takes 50 ms, in which nobody is
+        # answered
+        gc.freeze()
         following = asyncio.create_task(server.live.follow(follow_s))
         async with server.encoder.running():
             yield
@@ -254,7 +312,9 @@ def application(
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"] if isinstance(part, str))
         problem = Message("invalid request: {}: {}", where, first["msg"])
-        return error_response(request.scope, DcclipError(problem, "see /docs for the expected request"))
+        return error_response(
+            request.scope, DcclipError(problem, "see /docs for the expected request")
+        )
 
     @app.exception_handler(HTTPException)
     async def other(request: Request, error: HTTPException) -> Response:
@@ -263,10 +323,16 @@ def application(
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
-        """The model, how many images can be searched, how many are unreadable, and how many folders are missing."""
+        """The model, how many images can be searched, how many are unreadable, and how many
+        folders are missing.
+        """
         counts = server.live.counts()
         status = "a folder is missing" if counts["missing_folders"] else "ok"
-        return {"status": status, "model": server.encoder.encoder.name, "dimensions": server.dims} | counts
+        return {
+            "status": status,
+            "model": server.encoder.encoder.name,
+            "dimensions": server.dims,
+        } | counts
 
     @app.get("/metrics")
     async def metrics() -> Response:
@@ -300,10 +366,13 @@ def _add_model(app: FastAPI, server: Server) -> None:
     async def embeddings(request: EmbeddingRequest) -> Response:
         """Embeddings of length 1 of texts and of images as data URLs, in OpenAI's form."""
         if (dims := request.dimensions or server.dims) > server.dims:
-            problem = Message("dimensions={} exceeds the model's embedding size {}", dims, server.dims)
+            problem = Message(
+                "dimensions={} exceeds the model's embedding size {}", dims, server.dims
+            )
             raise DcclipError(problem, Message("use dimensions <= {}", server.dims))
         inputs = request.inputs()
-        rows, tokens = await server.vectors(inputs), await server.count_tokens(inputs)
+        rows = await server.vectors(inputs)
+        tokens = await server.count_tokens(inputs)
         if dims < server.dims:
             rows = rows[:, :dims]
             rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
@@ -313,7 +382,10 @@ def _add_model(app: FastAPI, server: Server) -> None:
             coded = [base64.b64encode(row.astype("<f4").tobytes()).decode() for row in rows]
         else:
             coded = rows.tolist()
-        data = [{"object": "embedding", "index": index, "embedding": row} for index, row in enumerate(coded)]
+        data = [
+            {"object": "embedding", "index": index, "embedding": row}
+            for index, row in enumerate(coded)
+        ]
         return _json({"object": "list", "data": data, "model": name, "usage": usage})
 
     @app.post("/classify")
@@ -323,7 +395,9 @@ def _add_model(app: FastAPI, server: Server) -> None:
         multi_label: Annotated[bool, Form(description="Judge each label by itself.")] = False,
         top_k: Annotated[int, Form(ge=1)] = 5,
     ) -> dict[str, Any]:
-        """The most probable labels of an image, the best first, and what in them the model never learnt."""
+        """The most probable labels of an image, the best first, and what in them the model never
+        learnt.
+        """
         ready = await server.labels(split(labels), multi_label)
         rows = ready.probabilities(await server.encoder.embed_images([await image.read()]))
         probable = best(ready.names, rows[0], top_k)
@@ -339,28 +413,39 @@ def _add_immich(app: FastAPI, server: Server) -> None:
 
     @app.post("/predict")
     async def predict(
-        entries: Annotated[str, Form(description='{"clip": {"visual" or "textual": {"modelName": "NAME"}}}')],
+        entries: Annotated[
+            str, Form(description='{"clip": {"visual" or "textual": {"modelName": "NAME"}}}')
+        ],
         image: Annotated[bytes | None, File()] = None,
         text: Annotated[str | None, Form()] = None,
     ) -> Response:
-        """immich's machine-learning protocol, the part for its smart search; any model name gets this model."""
+        """immich's machine-learning protocol, the part for its smart search; any model name gets
+        this model.
+        """
         kind = "visual" if image is not None else "textual"
         try:
             tasks = json.loads(entries)
-            task, name = next(iter(tasks)), tasks["clip"][kind]["modelName"] if list(tasks) == ["clip"] else ""
+            task = next(iter(tasks))
+            name = tasks["clip"][kind]["modelName"] if list(tasks) == ["clip"] else ""
         except (ValueError, TypeError, KeyError, AttributeError, StopIteration, RecursionError):
             problem = Message('entries must be {{"clip": {{"{}": {{"modelName": "NAME"}}}}}}', kind)
             raise DcclipError(problem, "see machine-learning/ in immich's repository") from None
         if task != "clip" or len(tasks) != 1 or not isinstance(name, str):
             problem = Message("this server provides clip only, not {}", str(task)[:40])
-            hint = Message("turn off this task in immich's settings, or add immich's own server after this one")
+            hint = Message(
+                "turn off this task in immich's settings, or add immich's own server after this one"
+            )
             raise RefusedError(problem, hint, status=422)
         server.note_immich(name)
         if image is not None:
             rows, [(width, height)] = await server.encoder.sized_images([image])
-            return _json({"clip": server.for_immich(rows[0]), "imageHeight": height, "imageWidth": width})
+            return _json(
+                {"clip": server.for_immich(rows[0]), "imageHeight": height, "imageWidth": width}
+            )
         if text is None:
-            raise RefusedError("the request has neither an image nor text", "send an image or text", status=400)
+            raise RefusedError(
+                "the request has neither an image nor text", "send an image or text", status=400
+            )
         return _json({"clip": server.for_immich((await server.encoder.embed_texts([text]))[0])})
 
 
@@ -374,7 +459,9 @@ def _add_mt_photos(app: FastAPI, server: Server) -> None:
         """MT Photos: the embedding of an image; `msg` if it cannot be read."""
         try:
             return as_texts((await server.encoder.embed_images([file]))[0])
-        except RefusedError:  # busy: with a status, so that the app does not count the image as broken
+        except (
+            RefusedError
+        ):  # busy: with a status, so that the app does not count the image as broken
             raise
         except DcclipError as error:
             return {"result": [], "msg": translated(error.what)}
@@ -405,44 +492,75 @@ def _add_search(app: FastAPI, server: Server) -> None:
 
     @app.post("/search")
     async def search(
-        text: Annotated[list[str], Form(description="Texts that are added up, less words after a minus.")] = [],  # noqa: B006
-        without: Annotated[list[str], Form(alias="not", description="Texts that are subtracted.")] = [],  # noqa: B006
+        text: Annotated[
+            list[str], Form(description="Texts that are added up, less words after a minus.")
+        ] = [],  # noqa: B006
+        without: Annotated[
+            list[str], Form(alias="not", description="Texts that are subtracted.")
+        ] = [],  # noqa: B006
         image: Annotated[list[UploadFile], File(description="Images that are added up.")] = [],  # noqa: B006
         top_k: Annotated[int, Form(ge=1, le=1000)] = 24,
-        under: Annotated[str, Form(description="Search below this folder only, by its url in /folders.")] = "",
-        after: Annotated[date | None, Form(description="Search images of this day and later ones only.")] = None,
-        before: Annotated[date | None, Form(description="Search images of this day and earlier ones only.")] = None,
+        under: Annotated[
+            str, Form(description="Search below this folder only, by its url in /folders.")
+        ] = "",
+        after: Annotated[
+            date | None, Form(description="Search images of this day and later ones only.")
+        ] = None,
+        before: Annotated[
+            date | None, Form(description="Search images of this day and earlier ones only.")
+        ] = None,
     ) -> dict[str, Any]:
-        """The images nearest to what is asked for, scores are cosines; and what the model never learnt.
+        """The images nearest to what is asked for, scores are cosines; and what the model never
+        learnt.
 
         `images` are searched, of which `hits` have at least half of the best score.
         """
         indexes = server.folders()
         if under or after or before:
-            # Another request waits for this one, also if its client leaves: it may read the dates of all photographs.
-            indexes = await asyncio.shield(asyncio.create_task(filtered(indexes, under, after, before)))
+            # Another request waits for this one, also if its client leaves: it may read the dates
+            # of all photographs.
+            indexes = await asyncio.shield(
+                asyncio.create_task(filtered(indexes, under, after, before))
+            )
         texts, minus = split_excluded(filter(str.strip, text), filter(str.strip, without))
         files = [await upload.read() for upload in image]
         if not texts and not files:
             raise DcclipError("the request has neither text nor an image", "send an image or text")
-        encoder, queries = server.encoder.encoder, [*texts, *minus]
-        vectors = await server.encoder.embed_texts(queries) if queries else np.zeros((0, 1), np.float32)
+        encoder = server.encoder.encoder
+        queries = [*texts, *minus]
+        vectors = (
+            await server.encoder.embed_texts(queries) if queries else np.zeros((0, 1), np.float32)
+        )
         unknown = await server.encoder.in_pool(unknown_of, encoder, queries, vectors)
         added = [vectors[: len(texts)]] if texts else []
         added += [await server.encoder.embed_images(files)] if files else []
         query = direction(np.concatenate(added), vectors[len(texts) :])
         results: list[dict[str, Any]] = []
         for hit in await server.encoder.in_pool(search_all, indexes, query, top_k):
-            above = [place for place, index in enumerate(indexes) if hit.image.is_relative_to(index.folder)]
-            folder = max(above, key=lambda place: len(indexes[place].folder.parts))  # the one that contains it
+            above = [
+                place
+                for place, index in enumerate(indexes)
+                if hit.image.is_relative_to(index.folder)
+            ]
+            folder = max(
+                above, key=lambda place: len(indexes[place].folder.parts)
+            )  # the one that contains it
             name = str(hit.frame.relative_to(indexes[folder].folder))
             results.append(_shown_image(folder, name) | {"score": round(hit.score, 6)})
-        fits = bool(results) and bool(files or await server.encoder.in_pool(query_fits, encoder, indexes, texts))
+        fits = bool(results) and bool(
+            files or await server.encoder.in_pool(query_fits, encoder, indexes, texts)
+        )
         hits = 0
         if results:
             hits = await server.encoder.in_pool(count_all, indexes, query, results[0]["score"] / 2)
         images = sum(len(index.images) for index in indexes)
-        return {"results": results, "unknown": unknown, "fits": fits, "hits": hits, "images": images}
+        return {
+            "results": results,
+            "unknown": unknown,
+            "fits": fits,
+            "hits": hits,
+            "images": images,
+        }
 
 
 def _add_duplicates(app: FastAPI, server: Server) -> None:
@@ -455,22 +573,30 @@ def _add_duplicates(app: FastAPI, server: Server) -> None:
             for folder, index in enumerate(indexes)
             for name in filterfalse(is_video, index.images)
         }
-        result, answer = find_duplicates(places, lambda _: indexes, server.live), dict[str, Any]()
+        result = find_duplicates(places, lambda _: indexes, server.live)
+        answer = dict[str, Any]()
         for kind, groups in (("copies", result.copies), ("bursts", result.bursts)):
             answer[kind] = [
-                [_shown_image(*places[photo.image]) | {"width": photo.width, "height": photo.height} for photo in group]
+                [
+                    _shown_image(*places[photo.image])
+                    | {"width": photo.width, "height": photo.height}
+                    for photo in group
+                ]
                 for group in groups
             ]
         return answer
 
     @app.get("/duplicates")
     async def duplicates() -> Response:
-        """Groups of copies, the largest image first, and bursts: similar images that were taken within seconds."""
+        """Groups of copies, the largest image first, and bursts: similar images that were taken
+        within seconds.
+        """
         nonlocal compared, task
         while True:
             indexes = server.folders()
             if task is None or (task.done() and (compared is not indexes or task.exception())):
-                compared, task = indexes, asyncio.create_task(asyncio.to_thread(compare, indexes))
+                compared = indexes
+                task = asyncio.create_task(asyncio.to_thread(compare, indexes))
             is_current = compared is indexes
             answer = await asyncio.shield(task)  # which goes on for others if a client leaves
             if is_current:
@@ -478,12 +604,19 @@ def _add_duplicates(app: FastAPI, server: Server) -> None:
 
 
 def _shown_image(folder: int, name: str) -> dict[str, Any]:
-    """What a client sees of an image, or a frame of a video, whose name may not be UTF-8; no path of the server."""
+    """What a client sees of an image, or a frame of a video, whose name may not be UTF-8; no path
+    of the server.
+    """
     file, time_s = split_frame(name)
-    path, url = os.fsencode(file).decode(errors="replace"), f"images/{folder}/{quote(os.fsencode(file))}"
+    path = os.fsencode(file).decode(errors="replace")
+    url = f"images/{folder}/{quote(os.fsencode(file))}"
     if time_s is None:
         return {"folder": folder, "path": path, "url": url}
-    shown = {"folder": folder, "path": f"{path} @ {clock(time_s)}", "url": url + quote(frame_name("", time_s))}
+    shown = {
+        "folder": folder,
+        "path": f"{path} @ {clock(time_s)}",
+        "url": url + quote(frame_name("", time_s)),
+    }
     return shown | {"time_s": time_s, "video": frame_name(url, time_s)}
 
 
@@ -495,7 +628,9 @@ def _add_images(app: FastAPI, server: Server) -> None:
         return RefusedError("unknown image", "use a url from a /search response", status=404)
 
     def read_file(file: Path, size: int) -> tuple[bytes, os.stat_result]:
-        """The first bytes of a file that is in the folders now: it may have been replaced since it was indexed."""
+        """The first bytes of a file that is in the folders now: it may have been replaced since it
+        was indexed.
+        """
         if not is_within(file, server.live.folders):
             raise missing()
         refuse_special(file)
@@ -508,10 +643,14 @@ def _add_images(app: FastAPI, server: Server) -> None:
         folder: int,
         path: str,
         small: Annotated[bool, Query(description="A thumbnail.")] = False,
-        large: Annotated[bool, Query(description="A JPEG, where browsers do not show the format.")] = False,
+        large: Annotated[
+            bool, Query(description="A JPEG, where browsers do not show the format.")
+        ] = False,
     ) -> Response:
         """An image or a video that is searched. A frame of a video is `small` in any case."""
-        name = os.fsdecode(unquote_to_bytes(request.scope["raw_path"]).split(b"/", 3)[3])  # `path` has to be UTF-8
+        name = os.fsdecode(
+            unquote_to_bytes(request.scope["raw_path"]).split(b"/", 3)[3]
+        )  # `path` has to be UTF-8
         indexes = server.live.current
         video, time_s = split_frame(name)
         if not 0 <= folder < len(indexes) or video not in indexes[folder].images:
@@ -526,14 +665,20 @@ def _add_images(app: FastAPI, server: Server) -> None:
             if is_video(video) and is_original:
                 return _VideoResponse(file, stat_result=status)
             if not is_original:
-                [content] = await server.encoder.make_of_images([(indexes[folder].folder / name, thumbnail)])
+                [content] = await server.encoder.make_of_images(
+                    [(indexes[folder].folder / name, thumbnail)]
+                )
             elif large and mime_type(content) not in _SHOWN:
                 [content] = await server.encoder.make_of_images([(file, preview)])
         except (OSError, DcclipError) as error:  # it was removed or replaced
             raise error if isinstance(error, RefusedError) else missing() from None
         if (kind := mime_type(content)) is None or len(content) > _MAX_PICTURE:
             raise missing()
-        return Response(content, media_type=kind, headers={"Cache-Control": "private, max-age=3600"} if small else {})
+        return Response(
+            content,
+            media_type=kind,
+            headers={"Cache-Control": "private, max-age=3600"} if small else {},
+        )
 
 
 class _VideoResponse(FileResponse):
@@ -548,7 +693,9 @@ class _VideoResponse(FileResponse):
                 remaining = int(dict(message["headers"])[b"content-length"])
             else:
                 remaining -= len(message["body"])
-                message["more_body"] |= remaining > 0  # else a shorter file would be a complete answer
+                message["more_body"] |= (
+                    remaining > 0
+                )  # else a shorter file would be a complete answer
             await send(message)
 
         with suppress(h11.LocalProtocolError, OSError):
@@ -563,14 +710,21 @@ def _add_page(app: FastAPI, server: Server) -> None:
 
     @app.get("/folders")
     async def folders() -> dict[str, Any]:
-        """The folders that are searched, those in them, some images, and searches that find something."""
+        """The folders that are searched, those in them, some images, and searches that find
+        something.
+        """
         nonlocal described, texts, examples, examples_s
         indexes = server.live.current
         if described and described[0] is indexes:
             return described[1]
-        images = [(folder, name) for folder, index in enumerate(indexes) for name in index.images.values()]
+        images = [
+            (folder, name) for folder, index in enumerate(indexes) for name in index.images.values()
+        ]
         samples = [_shown_image(*image) for image in images[:: max(1, -(-len(images) // _SAMPLES))]]
-        names = [(index.folder.resolve().name or "/").encode(errors="replace").decode() for index in indexes]
+        names = [
+            (index.folder.resolve().name or "/").encode(errors="replace").decode()
+            for index in indexes
+        ]
         subfolders = list[dict[str, Any]]()
         for folder, index in enumerate(indexes):
             tops = {name.split(os.sep)[0] for name in index.images if os.sep in name}
@@ -579,19 +733,33 @@ def _add_page(app: FastAPI, server: Server) -> None:
             subfolders += [_shown_image(folder, top) for top in sorted(tops)[:_MOST_SUBFOLDERS]]
         if images and (not examples or time.monotonic() - examples_s > _EXAMPLES_S):
             if not len(texts):
-                texts = await server.encoder.embed_texts([*_EXAMPLE_SEARCHES, *_EXAMPLE_SEARCHES.values()])
+                texts = await server.encoder.embed_texts(
+                    [*_EXAMPLE_SEARCHES, *_EXAMPLE_SEARCHES.values()]
+                )
             queries = [direction(pair) for pair in texts.reshape(2, -1, server.dims).swapaxes(0, 1)]
-            hits = [await server.encoder.in_pool(search_all, indexes, query, _NEAREST) for query in queries]
+            hits = [
+                await server.encoder.in_pool(search_all, indexes, query, _NEAREST)
+                for query in queries
+            ]
             medians = np.array([nearest[len(nearest) // 2].score for nearest in hits])
             fitting = best(list(_EXAMPLE_SEARCHES), medians, _EXAMPLES)
             examples = [{"en": name, "zh": _EXAMPLE_SEARCHES[name]} for name, _ in fitting]
             examples_s = time.monotonic()
-        answer = {"folders": names, "subfolders": subfolders, "images": len(images), "samples": samples}
+        answer = {
+            "folders": names,
+            "subfolders": subfolders,
+            "images": len(images),
+            "samples": samples,
+        }
         answer["examples"] = examples if images else []
         described = indexes, answer
         return answer
 
-    files = [file for folder in (SHARED_PAGE, Path(__file__).with_name("page")) for file in folder.iterdir()]
+    files = [
+        file
+        for folder in (SHARED_PAGE, Path(__file__).with_name("page"))
+        for file in folder.iterdir()
+    ]
     page_files = {file.name: (file.read_bytes(), _PAGE_TYPES[file.suffix]) for file in files}
 
     @app.get("/page/{name}", include_in_schema=False)
@@ -604,4 +772,6 @@ def _add_page(app: FastAPI, server: Server) -> None:
     @app.get("/", response_class=HTMLResponse)
     async def root() -> Response:
         """A page to search with; a `?token=` goes to a cookie."""
-        return HTMLResponse(page_files["index.html"][0], headers={"Content-Security-Policy": _PAGE_POLICY})
+        return HTMLResponse(
+            page_files["index.html"][0], headers={"Content-Security-Policy": _PAGE_POLICY}
+        )

@@ -1,4 +1,6 @@
-"""An encoder for many clients at a time: inputs wait in one queue per kind, and are computed in batches."""
+"""An encoder for many clients at a time: inputs wait in one queue per kind, and are computed in
+batches.
+"""
 
 import asyncio
 import base64
@@ -13,27 +15,29 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from PIL import Image
 
-from dcclip_cli.errors import DcclipError, Message
+from dcclip_cli.core.errors import DcclipError, Message
+from dcclip_cli.core.machine import cores
 from dcclip_cli.inference.encoder import Encoder
 from dcclip_cli.inference.images import BATCH_SIZE, read
-from dcclip_cli.machine import cores
+from dcclip_cli.inference.limits import check_texts
 from dcclip_cli.model.preprocess import MAX_PIXELS, TooManyPixelsError
-from dcclip_cli.text import check_unicode
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Job = tuple[Item, asyncio.Future[Any]]
-ImageTask = tuple[Path | bytes, Callable[[Image.Image], Any]]  # an image file, and what to make of the decoded image
+ImageTask = tuple[
+    Path | bytes, Callable[[Image.Image], Any]
+]  # an image file, and what to make of the decoded image
 IMAGE_URL = "data:image/"  # what the data URL of an image begins with
-MAX_TEXTS = 2048  # of a request, as with OpenAI
-MAX_CHARACTERS = 8192  # of a text; tokens beyond the model's context length do not count, but are computed
-MAX_ALL_CHARACTERS = 2 << 20  # of a request
 MAX_IMAGES = 64  # of a request
-MAX_LABELS = 1000  # of a request
-_SMALL_PIXELS = 16_000_000  # larger images are decoded one at a time: memory, and other clients' images
+_SMALL_PIXELS = (
+    16_000_000  # larger images are decoded one at a time: memory, and other clients' images
+)
 _TEXT_COST = 128  # characters that count as one text
 _TEXT_BATCH = 64
-_WAITING_TEXTS, _WAITING_IMAGES = 32_768, 256  # of all requests
+# of all requests
+_WAITING_TEXTS = 32_768
+_WAITING_IMAGES = 256
 
 
 class RefusedError(DcclipError):
@@ -49,32 +53,24 @@ def busy() -> RefusedError:
     return RefusedError("the server is busy", "try again in a second", status=429)
 
 
-def check_texts(texts: Sequence[str]) -> None:
-    """Raise DcclipError for no text, too many or too long ones, an empty one, or one that is not Unicode."""
-    if not 1 <= len(texts) <= MAX_TEXTS:
-        raise DcclipError("a request cannot contain {:,} texts", "send 1 to {:,}", len(texts), MAX_TEXTS)
-    if (longest := max(map(len, texts))) > MAX_CHARACTERS:
-        raise DcclipError("text too long ({:,} characters)", "send at most {:,}", longest, MAX_CHARACTERS)
-    if (length := sum(map(len, texts))) > MAX_ALL_CHARACTERS:
-        raise DcclipError(
-            "the texts are too long in total ({:,} characters)", "send at most {:,}", length, MAX_ALL_CHARACTERS
-        )
-    if not all(text.strip() for text in texts):
-        raise DcclipError("empty text", "remove it")
-    check_unicode(texts)
-
-
 class Queue(Generic[Item]):
-    """Items of requests. `take` gives an item of each request in turn, so that small requests do not wait for large."""
+    """Items of requests. `take` gives an item of each request in turn, so that small requests do
+    not wait for large.
+    """
 
     def __init__(self, capacity: int, cost: Callable[[Item], int] = lambda _: 1) -> None:
-        self._capacity, self._cost = capacity, cost
+        self._capacity = capacity
+        self._cost = cost
         self._requests: deque[deque[Job[Item]]] = deque()
         self._arrived = asyncio.Event()
-        self.waiting = 0  # cost of the items of unanswered requests, also of those that are computed
+        self.waiting = (
+            0  # cost of the items of unanswered requests, also of those that are computed
+        )
 
     async def results(self, items: Sequence[Item]) -> list[Any]:
-        """The result of each item; a cancelled request takes its items along. Raises RefusedError if full."""
+        """The result of each item; a cancelled request takes its items along. Raises RefusedError
+        if full.
+        """
         cost = sum(map(self._cost, items))
         if self.waiting + cost > self._capacity:
             raise busy()
@@ -106,14 +102,16 @@ class Queue(Generic[Item]):
 
 
 class BatchedEncoder:
-    """An encoder whose texts and images, from all requests, are computed in batches; used from one event loop.
+    """An encoder whose texts and images, from all requests, are computed in batches; used from one
+    event loop.
 
-    A batch is what has come while the one before was computed: nothing waits for others to come. `tell(kind, size)` is
-    called with each batch.
+    A batch is what has come while the one before was computed: nothing waits for others to come.
+    `tell(kind, size)` is called with each batch.
     """
 
     def __init__(self, encoder: Encoder, tell: Callable[[str, int], object]) -> None:
-        self.encoder, self._tell = encoder, tell
+        self.encoder = encoder
+        self._tell = tell
         self._pool = ThreadPoolExecutor(cores(), "decode")
         self._texts: Queue[str] = Queue(_WAITING_TEXTS, lambda text: 1 + len(text) // _TEXT_COST)
         self._images: Queue[ImageTask] = Queue(_WAITING_IMAGES)
@@ -122,11 +120,17 @@ class BatchedEncoder:
 
     def waiting(self, kind: str) -> int:
         """Inputs that wait or are computed, texts in units of 128 characters."""
-        return self._texts.waiting if kind == "text" else self._images.waiting + self._large_images.waiting
+        return (
+            self._texts.waiting
+            if kind == "text"
+            else self._images.waiting + self._large_images.waiting
+        )
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Compute batches while the block runs: texts and images in a thread each, so that neither waits for both."""
+        """Compute batches while the block runs: texts and images in a thread each, so that neither
+        waits for both.
+        """
         with (
             ThreadPoolExecutor(1, "texts") as texts,
             ThreadPoolExecutor(1, "images") as images,
@@ -152,13 +156,19 @@ class BatchedEncoder:
         return np.stack(await self._texts.results(texts))
 
     async def embed_images(self, files: Sequence[bytes]) -> np.ndarray:
-        """Embeddings (N, D) of image files. Raises DcclipError for none, too many, or one that cannot be read."""
+        """Embeddings (N, D) of image files. Raises DcclipError for none, too many, or one that
+        cannot be read.
+        """
         return (await self.sized_images(files))[0]
 
-    async def sized_images(self, files: Sequence[bytes]) -> tuple[np.ndarray, list[tuple[int, int]]]:
+    async def sized_images(
+        self, files: Sequence[bytes]
+    ) -> tuple[np.ndarray, list[tuple[int, int]]]:
         """As `embed_images`, with the width and height of each image."""
         if not 1 <= len(files) <= MAX_IMAGES:
-            raise DcclipError("a request cannot contain {:,} images", "send 1 to {:,}", len(files), MAX_IMAGES)
+            raise DcclipError(
+                "a request cannot contain {:,} images", "send 1 to {:,}", len(files), MAX_IMAGES
+            )
         sizes = [(0, 0)] * len(files)
 
         def prepare(place: int, image: Image.Image) -> np.ndarray:
@@ -169,7 +179,9 @@ class BatchedEncoder:
         return np.stack(await self.make_of_images(tasks)), sizes
 
     async def make_of_images(self, tasks: Sequence[ImageTask]) -> list[Any]:
-        """What each task makes of its image, and the embedding (D,) of pixels. Raises DcclipError for a bad image."""
+        """What each task makes of its image, and the embedding (D,) of pixels. Raises DcclipError
+        for a bad image.
+        """
         results = await self._images.results(tasks)
         if large := [place for place, result in enumerate(results) if result is None]:
             rest = await self._large_images.results([tasks[place] for place in large])
@@ -177,7 +189,9 @@ class BatchedEncoder:
                 results[place] = result
         return results
 
-    async def _decode(self, queue: Queue[ImageTask], pool: ThreadPoolExecutor, max_pixels: int) -> None:
+    async def _decode(
+        self, queue: Queue[ImageTask], pool: ThreadPoolExecutor, max_pixels: int
+    ) -> None:
         def run(task: ImageTask) -> Any:
             source, make = task
             return make(read(source, max_pixels))
@@ -203,20 +217,32 @@ class BatchedEncoder:
             jobs = [await self._pixels.get()]
             while len(jobs) < BATCH_SIZE and not self._pixels.empty():
                 jobs.append(self._pixels.get_nowait())
-            await self._compute("image", thread, lambda pixels: self.encoder.encode_pixels(np.stack(pixels)), jobs)
+            await self._compute(
+                "image", thread, lambda pixels: self.encoder.encode_pixels(np.stack(pixels)), jobs
+            )
 
     async def _encode_texts(self, thread: ThreadPoolExecutor) -> None:
         while True:
-            await self._compute("text", thread, self.encoder.encode_texts, await self._texts.take(_TEXT_BATCH))
+            await self._compute(
+                "text", thread, self.encoder.encode_texts, await self._texts.take(_TEXT_BATCH)
+            )
 
     async def _compute(
-        self, kind: str, thread: ThreadPoolExecutor, encode: Callable[[list[Any]], np.ndarray], jobs: list[Job[Any]]
+        self,
+        kind: str,
+        thread: ThreadPoolExecutor,
+        encode: Callable[[list[Any]], np.ndarray],
+        jobs: list[Job[Any]],
     ) -> None:
-        jobs = [(item, future) for item, future in jobs if not future.done()]  # those of clients that are there
+        jobs = [
+            (item, future) for item, future in jobs if not future.done()
+        ]  # those of clients that are there
         if not jobs:
             return
         self._tell(kind, len(jobs))
-        computed = asyncio.get_running_loop().run_in_executor(thread, encode, [item for item, _ in jobs])
+        computed = asyncio.get_running_loop().run_in_executor(
+            thread, encode, [item for item, _ in jobs]
+        )
         await asyncio.wait([computed])
         error = computed.exception()
         for place, (_, future) in enumerate(jobs):
@@ -241,4 +267,6 @@ def decode_url(url: str) -> bytes:
     try:
         return base64.b64decode(content, validate=True)
     except ValueError:
-        raise DcclipError("an image is not valid base64", "encode the file in base64, without line breaks") from None
+        raise DcclipError(
+            "an image is not valid base64", "encode the file in base64, without line breaks"
+        ) from None

@@ -8,25 +8,31 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from dcclip_cli.machine import allow_open_files
+from dcclip_cli.core.machine import allow_open_files
 
 _HEAD_BYTES = 16 << 10  # of a request's line and headers
-_CLIENT_S = 10.0  # in which a head has to arrive, the rest of a refused body, or what is sent of an answer at a time
-_MOST_CONNECTIONS, _OTHER_FILES = 1024, 64
+# in which a head has to arrive, the rest of a refused body, or what is sent of an answer at a time
+_CLIENT_S = 10.0
+_MOST_CONNECTIONS = 1024
+_OTHER_FILES = 64
 _MOST_WAITING = 512  # connections that are not accepted yet
 _ACCEPTED = 8  # at a time, each with a descriptor, before others are closed for them
 _STOP_S = 7  # in which requests that were accepted are answered; Docker kills after 10
 
 
 class Connection(H11Protocol):
-    """A connection that ends if its client stalls; a new one too many ends the one that waited longest."""
+    """A connection that ends if its client stalls; a new one too many ends the one that waited
+    longest.
+    """
 
-    _incomplete: "dict[Connection, None]" = {}  # connections that wait for a complete request, the oldest first
+    # connections that wait for a complete request, the oldest first
+    _incomplete: "dict[Connection, None]" = {}
     _timer: asyncio.TimerHandle | None = None  # ends the connection
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        # Without it, an answer's second part waits 40 ms. asyncio sets it for sockets of its own only.
+        # Without it, an answer's second part waits 40 ms. asyncio sets it for sockets of its own
+        # only.
         transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._note_state()
         if len(self.connections) >= (self.limit_concurrency or _MOST_CONNECTIONS):
@@ -43,7 +49,9 @@ class Connection(H11Protocol):
     def handle_events(self) -> None:
         super().handle_events()
         self._note_state()
-        if self.conn.their_state is h11.DONE:  # uvicorn reads on after the answer, and would not see the client leave
+        if (
+            self.conn.their_state is h11.DONE
+        ):  # uvicorn reads on after the answer, and would not see the client leave
             if len(self.conn.trailing_data[0]) > _HEAD_BYTES:
                 self.transport.abort()
             self.flow.resume_reading()
@@ -67,7 +75,9 @@ class Connection(H11Protocol):
         else:
             self._incomplete.pop(self, None)
         is_refused = state is h11.SEND_BODY and self.cycle.response_complete
-        is_client_slow = state is h11.IDLE or is_refused or self.flow.write_paused or self.transport.is_closing()
+        is_client_slow = (
+            state is h11.IDLE or is_refused or self.flow.write_paused or self.transport.is_closing()
+        )
         if not is_client_slow:
             self._stop_timer()
         elif not self._timer:

@@ -1,7 +1,8 @@
-"""Checkpoints: everything that a run needs to resume bit for bit, as safetensors and JSON, and the best weights.
+"""Checkpoints: everything that a run needs to resume bit for bit, as safetensors and JSON, and the
+best weights.
 
-Random numbers, learning rates and the data's order are functions of the seed and the step. What remains is the step and
-a few counters, the weights, the optimizer's moments and the EMA.
+Random numbers, learning rates and the data's order are functions of the seed and the step. What
+remains is the step and a few counters, the weights, the optimizer's moments and the EMA.
 """
 
 import errno
@@ -19,25 +20,31 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dcclip_cli.checksums import read_record, write_record
-from dcclip_cli.errors import DcclipError, Message
-from dcclip_cli.files import atomic_folder, remove, validated
+from dcclip_cli.core.checksums import read_record, write_record
+from dcclip_cli.core.errors import DcclipError, Message
+from dcclip_cli.core.files import atomic_folder, remove, validated
 from dcclip_cli.train.distributed import from_first
 
-TENSORS, STATE = "tensors.safetensors", "state.json"  # of a checkpoint
-WEIGHTS, METRICS = "weights.safetensors", "metrics.json"  # of the best weights
+# of a checkpoint
+TENSORS = "tensors.safetensors"
+STATE = "state.json"
+# of the best weights
+WEIGHTS = "weights.safetensors"
+METRICS = "metrics.json"
 _AGAIN = Message("start over with --fresh")
 
-Identity = Mapping[str, Any]  # everything that decides a stage's result, by name, JSON-serializable
+# everything that decides a stage's result, by name, JSON-serializable
+Identity = Mapping[str, Any]
 
 
 class TrainState(BaseModel):
     """The progress of a run, without its tensors.
 
-    `validation_due`: the run ended in the validation after `step`. `best_step` and `best_metrics` are those of the best
-    weights by validation, 0 and empty before the first one. `frozen` is TrainingTask.frozen_digest() at the first step,
-    empty if an older version saved the state. `metrics` are the last ones that were logged. `scaler` is the state of
-    the fp16 gradient scaler.
+    `validation_due`: the run ended in the validation after `step`. `best_step` and `best_metrics`
+    are those of the best weights by validation, 0 and empty before the first one. `frozen` is
+    TrainingTask.frozen_digest() at the first step, empty if an older version saved the state.
+    `metrics` are the last ones that were logged. `scaler` is the state of the fp16 gradient
+    scaler.
     """
 
     model_config = ConfigDict(strict=True)
@@ -53,22 +60,33 @@ class TrainState(BaseModel):
     scaler: dict[str, Any] | None = None
 
 
-def copy_tensors(model: nn.Module, optimizer: Optimizer, ema: nn.Module | None = None) -> dict[str, Tensor]:
+def copy_tensors(
+    model: nn.Module, optimizer: Optimizer, ema: nn.Module | None = None
+) -> dict[str, Tensor]:
     """The tensors of a checkpoint, copied to the CPU: the next step changes nothing in them."""
     names = _parameter_names(model, optimizer)
-    tensors: dict[str, Tensor] = {f"model/{name}": value for name, value in model.state_dict().items()}
+    tensors: dict[str, Tensor] = {
+        f"model/{name}": value for name, value in model.state_dict().items()
+    }
     if ema is not None:
         tensors |= {f"ema/{name}": value for name, value in ema.state_dict().items()}
     for number, moments in optimizer.state_dict()["state"].items():
         # Muon stores a boolean with its moments.
-        tensors |= {f"optimizer/{names[number]}/{key}": torch.as_tensor(value) for key, value in moments.items()}
-    return {name: torch.empty(value.shape, dtype=value.dtype).copy_(value.detach()) for name, value in tensors.items()}
+        tensors |= {
+            f"optimizer/{names[number]}/{key}": torch.as_tensor(value)
+            for key, value in moments.items()
+        }
+    return {
+        name: torch.empty(value.shape, dtype=value.dtype).copy_(value.detach())
+        for name, value in tensors.items()
+    }
 
 
 def write_checkpoint(
     folder: Path, state: TrainState, identity: Identity, tensors: dict[str, Tensor], keep: int = 1
 ) -> None:
-    """Write `folder/step-NNNNNNNN`, whole or not at all; then remove all but the last `keep`, and what kills left.
+    """Write `folder/step-NNNNNNNN`, whole or not at all; then remove all but the last `keep`, and
+    what kills left.
 
     Raises DcclipError if the disk is full; the checkpoints before are kept.
     """
@@ -78,12 +96,20 @@ def write_checkpoint(
             save_file(tensors, temporary / TENSORS)
             write_record(temporary / STATE, {**state.model_dump(), "identity": identity})
     except (OSError, SafetensorError) as error:
-        if getattr(error, "errno", None) != errno.ENOSPC and "No space left on device" not in str(error):
+        if getattr(error, "errno", None) != errno.ENOSPC and "No space left on device" not in str(
+            error
+        ):
             raise
         before = latest_checkpoint(folder)
-        last = Message("the last checkpoint is {}", before) if before else Message("there is no checkpoint yet")
+        last = (
+            Message("the last checkpoint is {}", before)
+            if before
+            else Message("there is no checkpoint yet")
+        )
         free = shutil.disk_usage(folder).free / 1e6
-        problem = Message("{} cannot be saved: the disk is full ({:,.1f} MB free); {}", target, free, last)
+        problem = Message(
+            "{} cannot be saved: the disk is full ({:,.1f} MB free); {}", target, free, last
+        )
         raise DcclipError(problem, "free some space, then run the same command again") from None
     for path in {*folder.glob("*")} - {*sorted(folder.glob("step-*"))[-keep:]}:
         remove(path)
@@ -92,7 +118,9 @@ def write_checkpoint(
 def _parameter_names(model: nn.Module, optimizer: Optimizer) -> list[str]:
     """The names of the optimizer's parameters, in the order of its numbers for them."""
     by_id = {id(parameter): name for name, parameter in model.named_parameters()}
-    return [by_id[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+    return [
+        by_id[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]
+    ]
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
@@ -109,24 +137,42 @@ def telling_saved_step(stage: Path, fresh: bool) -> Iterator[None]:
         yield
     except KeyboardInterrupt as stopped:
         if checkpoint := latest_checkpoint(stage / "state"):
-            step, how = int(checkpoint.name.removeprefix("step-")), Message(" without --fresh") if fresh else ""
-            stopped.args = (Message("{} saved after step {}: run the same command again{}", stage.name, step, how),)
+            step = int(checkpoint.name.removeprefix("step-"))
+            how = Message(" without --fresh") if fresh else ""
+            stopped.args = (
+                Message(
+                    "{} saved after step {}: run the same command again{}", stage.name, step, how
+                ),
+            )
         raise
 
 
 def load_checkpoint(
-    checkpoint: Path, identity: Identity, model: nn.Module, optimizer: Optimizer, ema: nn.Module | None = None
+    checkpoint: Path,
+    identity: Identity,
+    model: nn.Module,
+    optimizer: Optimizer,
+    ema: nn.Module | None = None,
 ) -> TrainState:
     """Load a checkpoint that any number of processes saved.
 
-    Raises DcclipError if it is damaged, or belongs to another recipe, data or teacher: it says what differs.
+    Raises DcclipError if it is damaged, or belongs to another recipe, data or teacher: it says
+    what differs.
     """
     is_only = min(checkpoint.parent.glob("step-*"), default=checkpoint) == checkpoint
-    again = _AGAIN if is_only else Message("remove {} to resume from the checkpoint before it", checkpoint)
+    again = (
+        _AGAIN
+        if is_only
+        else Message("remove {} to resume from the checkpoint before it", checkpoint)
+    )
     record = from_first(lambda: read_record(checkpoint / STATE, again))
     saved = record.content.get("identity")
     if saved != json.loads(json.dumps(identity)):
-        changed = ", ".join(_differences(saved, identity)) if isinstance(saved, dict) else Message("everything")
+        changed = (
+            ", ".join(_differences(saved, identity))
+            if isinstance(saved, dict)
+            else Message("everything")
+        )
         raise DcclipError(
             "{} belongs to another recipe, data set or teacher: {} changed",
             "undo the change to resume, or start over with --fresh",
@@ -155,7 +201,9 @@ def load_checkpoint(
 def save_best(folder: Path, step: int, metrics: Mapping[str, float], model: nn.Module) -> None:
     """Write the best weights so far, and the step and metrics of their validation, to `folder`."""
     with atomic_folder(folder) as temporary:
-        weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+        weights = {
+            name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()
+        }
         save_file(weights, temporary / WEIGHTS)
         write_record(temporary / METRICS, {"step": step, "metrics": metrics})
 
@@ -166,10 +214,13 @@ def load_best(folder: Path, model: nn.Module) -> None:
         model.load_state_dict(load_file(folder / WEIGHTS))
 
 
-def _differences(saved: Mapping[str, Any], current: Mapping[str, Any], above: str = "") -> Iterator[str]:
+def _differences(
+    saved: Mapping[str, Any], current: Mapping[str, Any], above: str = ""
+) -> Iterator[str]:
     """The names of values that differ, as deep as both sides are mappings."""
     for key in sorted({*saved, *current}):
-        before, now = saved.get(key), current.get(key)
+        before = saved.get(key)
+        now = current.get(key)
         if isinstance(before, dict) and isinstance(now, dict):
             yield from _differences(before, now, f"{above}{key}.")
         elif before != json.loads(json.dumps(now)):

@@ -1,8 +1,10 @@
-"""Communication between training processes: gather with gradients, averages, agreement, decisions of the first one.
+"""Communication between training processes: gather with gradients, averages, agreement, decisions
+of the first one.
 
-Each process computes its loss from all embeddings; the gradient of an embedding is the sum over processes. Since the
-processes' parameter gradients are averaged afterwards, a loss that every process computes in full, or whose mean over
-processes is the full loss, gives each parameter the gradient of the one-process batch.
+Each process computes its loss from all embeddings; the gradient of an embedding is the sum over
+processes. Since the processes' parameter gradients are averaged afterwards, a loss that every
+process computes in full, or whose mean over processes is the full loss, gives each parameter the
+gradient of the one-process batch.
 """
 
 import os
@@ -19,8 +21,8 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn import Parameter
 
-from dcclip_cli.errors import DcclipError
-from dcclip_cli.processes import noted
+from dcclip_cli.core.errors import DcclipError
+from dcclip_cli.core.processes import noted
 
 _SHARED_S = 10.0  # in which a network file system shows a new file to all machines
 T = TypeVar("T")
@@ -62,7 +64,9 @@ def gather_numbers(numbers: Sequence[float]) -> list[list[float]]:
 
 
 def from_first(function: Callable[[], T]) -> T:
-    """What the function returns or raises in the first process, in all of them. Only the first one calls it."""
+    """What the function returns or raises in the first process, in all of them. Only the first one
+    calls it.
+    """
     return from_all(function if process_index() == 0 else lambda: cast(T, None))[0]
 
 
@@ -89,7 +93,9 @@ def from_all(function: Callable[[], T], stoppable: bool = False) -> list[T]:
 
 
 def fail_together(error: BaseException | None) -> None:
-    """Raise the error of one process in all of them. All of them call it at the same step, most of them with None."""
+    """Raise the error of one process in all of them. All of them call it at the same step, most of
+    them with None.
+    """
     if any(failed for [failed] in gather_numbers([error is not None])):
         from_all(lambda: _raise(error))
 
@@ -109,7 +115,9 @@ def _picklable(error: BaseException) -> BaseException:
 
 
 def check_shared(folder: Path) -> None:
-    """Raise DcclipError in all processes if one of them does not see what the first one writes to a folder."""
+    """Raise DcclipError in all processes if one of them does not see what the first one writes to
+    a folder.
+    """
     if process_count() == 1:
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -117,7 +125,9 @@ def check_shared(folder: Path) -> None:
     end = time.monotonic() + _SHARED_S
     while not mark.exists() and time.monotonic() < end:
         time.sleep(0.1)
-    apart = [number for number, [sees] in enumerate(gather_numbers([int(mark.exists())])) if not sees]
+    apart = [
+        number for number, [sees] in enumerate(gather_numbers([int(mark.exists())])) if not sees
+    ]
     if process_index() == 0:
         mark.rmdir()
     if apart:
@@ -138,11 +148,16 @@ def mean_over_processes(value: Tensor) -> Tensor:
 
 
 def average_gradients(parameters: Iterable[Parameter]) -> None:
-    """Average gradients over processes, as DistributedDataParallel does when the backward pass goes through it."""
+    """Average gradients over processes, as DistributedDataParallel does when the backward pass
+    goes through it.
+    """
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     if process_count() == 1 or not trained:
         return
-    gradients = [torch.zeros_like(parameter) if parameter.grad is None else parameter.grad for parameter in trained]
+    gradients = [
+        torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        for parameter in trained
+    ]
     flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
     distributed.all_reduce(flat)
     means = (flat / process_count()).split([gradient.numel() for gradient in gradients])
@@ -152,15 +167,28 @@ def average_gradients(parameters: Iterable[Parameter]) -> None:
 
 @torch.no_grad()
 def average_statistics(model: nn.Module) -> None:
-    """Average the running statistics of batch norms over processes: each process has updated them by its share."""
+    """Average the running statistics of batch norms over processes: each process has updated them
+    by its share.
+    """
     if process_count() == 1:
         return
-    norms = [norm for norm in model.modules() if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.training]
-    statistics = [value for norm in norms for value in (norm.running_mean, norm.running_var) if value is not None]
+    norms = [
+        norm
+        for norm in model.modules()
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.training
+    ]
+    statistics = [
+        value
+        for norm in norms
+        for value in (norm.running_mean, norm.running_var)
+        if value is not None
+    ]
     if statistics:
         flat = torch.cat(statistics)
         distributed.all_reduce(flat)
-        torch._foreach_copy_(statistics, (flat / process_count()).split([len(value) for value in statistics]))
+        torch._foreach_copy_(
+            statistics, (flat / process_count()).split([len(value) for value in statistics])
+        )
 
 
 def any_process(flag: Tensor) -> bool:
@@ -174,7 +202,9 @@ def any_process(flag: Tensor) -> bool:
 @lru_cache(maxsize=1)
 def _hosts(world: Any) -> Any:
     """A group of all processes of `world` that exchanges tensors on the CPU."""
-    return world if "gloo" in distributed.get_backend(world) else distributed.new_group(backend="gloo")
+    return (
+        world if "gloo" in distributed.get_backend(world) else distributed.new_group(backend="gloo")
+    )
 
 
 def _all_gather(values: Tensor) -> Tensor:
@@ -187,8 +217,8 @@ def _all_gather(values: Tensor) -> Tensor:
 class _Gather(torch.autograd.Function):
     """All processes' values; the backward pass sums all processes' gradients of this one's.
 
-    torch.distributed.nn.all_gather uses scatter in the backward pass on gloo, whose threads keep tensors of the graph
-    and can keep a process from exiting (pytorch issue 56297).
+    torch.distributed.nn.all_gather uses scatter in the backward pass on gloo, whose threads keep
+    tensors of the graph and can keep a process from exiting (pytorch issue 56297).
     """
 
     @staticmethod

@@ -1,4 +1,6 @@
-"""Batches made in forked processes, handed over in memory that is no part of /dev/shm, which is small in containers."""
+"""Batches made in forked processes, handed over in memory that is no part of /dev/shm, which is
+small in containers.
+"""
 
 import gc
 import io
@@ -12,8 +14,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from dcclip_cli.errors import DcclipError
-from dcclip_cli.processes import begin_worker
+from dcclip_cli.core.errors import DcclipError
+from dcclip_cli.core.processes import begin_worker
 
 _ALIGNED = 64  # bytes
 
@@ -25,7 +27,8 @@ def load_batches(
     prefetch: int | None = None,
     pin_memory: bool = False,
 ) -> Generator[Any]:
-    """What `make` returns for each of `samples`, in order, from `workers` processes (0: from this one).
+    """What `make` returns for each of `samples`, in order, from `workers` processes (0: from this
+    one).
 
     The processes are forked at once. Raises DcclipError and OSError as `make` does.
     """
@@ -40,7 +43,9 @@ def load_batches(
         pin_memory=pin_memory,
     )
     freezes = workers and not gc.get_freeze_count()  # by the program that this is a part of
-    if freezes:  # a collection in a process that is forked here would copy the memory that they share
+    if (
+        freezes
+    ):  # a collection in a process that is forked here would copy the memory that they share
         gc.collect()
         gc.freeze()
     try:
@@ -51,7 +56,9 @@ def load_batches(
 
 
 class _Source(Dataset[Any]):
-    """A dataset that returns the errors of `make`: torch would lose the hint and the file of one raised in a worker."""
+    """A dataset that returns the errors of `make`: torch would lose the hint and the file of one
+    raised in a worker.
+    """
 
     def __init__(self, make: Callable[[Any], Any]) -> None:
         self._make = make
@@ -64,9 +71,11 @@ class _Source(Dataset[Any]):
 
 
 def _raising(loaded: Any, workers: int) -> Generator[Any]:
-    """The batches. The processes end before an error is raised, whose traceback would keep the loader in a cycle.
+    """The batches. The processes end before an error is raised, whose traceback would keep the
+    loader in a cycle.
 
-    The garbage collector closes the loader's queues before that can ask its processes to end: they would wait for ever.
+    The garbage collector closes the loader's queues before that can ask its processes to end: they
+    would wait for ever.
     """
     for batch in loaded:
         if isinstance(batch, DcclipError | OSError):
@@ -77,7 +86,9 @@ def _raising(loaded: Any, workers: int) -> Generator[Any]:
 
 
 def _context() -> Any:
-    """Forked processes that get SIGKILL where torch and Python send SIGTERM at their end, which workers ignore."""
+    """Forked processes that get SIGKILL where torch and Python send SIGTERM at their end, which
+    workers ignore.
+    """
     from multiprocessing import context, popen_fork  # not on Windows
 
     class Popen(popen_fork.Popen):
@@ -97,16 +108,19 @@ def _begin(_number: int) -> None:
 
 
 class _Packed:
-    """A batch that arrives as it was, its arrays in one unnamed file in memory where the system allows that.
+    """A batch that arrives as it was, its arrays in one unnamed file in memory where the system
+    allows that.
 
-    torch would open a file in /dev/shm for each tensor, in a thread whose failure leaves this process waiting for ever.
+    torch would open a file in /dev/shm for each tensor, in a thread whose failure leaves this
+    process waiting for ever.
     """
 
     def __init__(self, batch: Any) -> None:
         from multiprocessing.reduction import DupFd  # not on Windows
 
         buffers: list[pickle.PickleBuffer] = []
-        content, parts = _pickled(batch, buffers), list[slice]()
+        content = _pickled(batch, buffers)
+        parts = list[slice]()
         try:
             with open(os.memfd_create("batch"), "wb") as file:
                 file.write(bytes(_ALIGNED))  # an empty file cannot be mapped
@@ -115,7 +129,10 @@ class _Packed:
                     parts.append(slice(begin, begin + file.write(buffer.raw())))
                 file.flush()
                 self._state: tuple[Any, ...] = content, parts, DupFd(file.fileno())
-        except (AttributeError, OSError):  # not Linux; or no descriptor is left, or files may not be so large
+        except (
+            AttributeError,
+            OSError,
+        ):  # not Linux; or no descriptor is left, or files may not be so large
             self._state = _pickled(batch, None), [], None
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -133,10 +150,22 @@ class _Pickler(pickle.Pickler):
         if not isinstance(value, torch.Tensor):
             return NotImplemented
         content = torch.empty(0, dtype=torch.uint8).set_(value.untyped_storage())
-        return _tensor, (content.numpy(), value.dtype, value.storage_offset(), value.shape, value.stride())
+        return _tensor, (
+            content.numpy(),
+            value.dtype,
+            value.storage_offset(),
+            value.shape,
+            value.stride(),
+        )
 
 
-def _tensor(content: np.ndarray, dtype: torch.dtype, offset: int, shape: Sequence[int], stride: Sequence[int]) -> Any:
+def _tensor(
+    content: np.ndarray,
+    dtype: torch.dtype,
+    offset: int,
+    shape: Sequence[int],
+    stride: Sequence[int],
+) -> Any:
     storage = torch.from_numpy(content).untyped_storage()
     return torch.empty(0, dtype=dtype).set_(storage, offset, shape, stride)
 

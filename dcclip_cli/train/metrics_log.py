@@ -18,8 +18,8 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from dcclip_cli.errors import DcclipError, writing
-from dcclip_cli.files import atomic_write
+from dcclip_cli.core.errors import DcclipError, writing
+from dcclip_cli.core.files import atomic_write
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -27,10 +27,13 @@ if TYPE_CHECKING:
 
     from dcclip_cli.train.stage import Stage
 
-MetricsListener = Callable[[str, int, dict[str, float]], object]  # called with stage, step and its metrics
+MetricsListener = Callable[
+    [str, int, dict[str, float]], object
+]  # called with stage, step and its metrics
 TrackerName = Literal["tensorboard", "wandb", "trackio", "mlflow"]
 _PACKAGES = {"mlflow": "mlflow-skinny"}  # where it is not the tracker's name
-# Read when a library is imported; the user's own settings are kept. wandb would take over stdout and stderr.
+# Read when a library is imported; the user's own settings are kept. wandb would take over stdout
+# and stderr.
 SETTINGS: Mapping[TrackerName, Mapping[str, str]] = {
     "wandb": {"WANDB_ERROR_REPORTING": "false", "WANDB_CONSOLE": "off", "WANDB_SILENT": "true"},
     "mlflow": {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_ALLOW_FILE_STORE": "true"},
@@ -42,25 +45,33 @@ def check_installed(name: TrackerName) -> None:
     if find_spec(name) is None:
         package = _PACKAGES.get(name, name)
         raise DcclipError(
-            "the package of {} is not installed", "pip install {}, or remove it from track", name, package
+            "the package of {} is not installed",
+            "pip install {}, or remove it from track",
+            name,
+            package,
         )
 
 
 class MetricsLog:
-    """Writes metrics.jsonl, whose entries after the step that training resumes from are removed, and to trackers.
+    """Writes metrics.jsonl, whose entries after the step that training resumes from are removed,
+    and to trackers.
 
-    Only the first process opens and writes it. A tracker's project is RUN, its run STAGE, with the identity that
-    decides the result.
+    Only the first process opens and writes it. A tracker's project is RUN, its run STAGE, with the
+    identity that decides the result.
     """
 
     def __init__(self, stage: Stage, accelerator: Accelerator) -> None:
-        self._listener, self._accelerator = stage.listener, accelerator
-        self._folder, self._file = stage.folder, stage.folder / "metrics.jsonl"
+        self._listener = stage.listener
+        self._accelerator = accelerator
+        self._folder = stage.folder
+        self._file = stage.folder / "metrics.jsonl"
 
     def open(self, stage: Stage, resumed_step: int) -> None:
         """Continue the entries of the step that training resumes from."""
         lines = self._file.read_bytes().splitlines() if self._file.exists() else []
-        atomic_write(self._file, b"".join(line + b"\n" for line in lines if _step(line) <= resumed_step))
+        atomic_write(
+            self._file, b"".join(line + b"\n" for line in lines if _step(line) <= resumed_step)
+        )
         if not resumed_step:
             shutil.rmtree(stage.folder / "tensorboard", ignore_errors=True)
         threading.excepthook = _unless_raised_again
@@ -92,14 +103,17 @@ def _tracker(name: TrackerName, folder: Path) -> GeneralTracker:
 
     for setting, value in SETTINGS.get(name, {}).items():
         os.environ.setdefault(setting, value)
-    run, stage = folder.parent.resolve().name, folder.name
+    run = folder.parent.resolve().name
+    stage = folder.name
     if name == "tensorboard":
         return TensorBoardTracker("tensorboard", folder)
     if name == "wandb":
         mode = os.environ.get("WANDB_MODE", "offline")
         return WandBTracker(run, name=stage, group=run, dir=str(folder), mode=mode)
     if name == "trackio":
-        return TrackioTracker(run, name=stage, group=run, resume="allow", auto_log_cpu=False, auto_log_gpu=False)
+        return TrackioTracker(
+            run, name=stage, group=run, resume="allow", auto_log_cpu=False, auto_log_gpu=False
+        )
     import mlflow
 
     if "MLFLOW_TRACKING_URI" not in os.environ:
@@ -120,7 +134,9 @@ def flat(values: Mapping[str, Any], above: str = "") -> dict[str, str | int | fl
 
 
 def _unless_raised_again(error: threading.ExceptHookArgs) -> None:
-    """Report an exception of a thread, unless TensorBoard's raises it in the main thread, too, as on a full disk."""
+    """Report an exception of a thread, unless TensorBoard's raises it in the main thread, too, as
+    on a full disk.
+    """
     if type(error.thread).__name__ != "_AsyncWriterThread":
         threading.__excepthook__(error)
 

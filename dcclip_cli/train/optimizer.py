@@ -1,4 +1,6 @@
-"""Optimizer (AdamW, SGD or Muon) with parameter groups, learning-rate schedule, and EMA of the weights."""
+"""Optimizer (AdamW, SGD or Muon) with parameter groups, learning-rate schedule, and EMA of the
+weights.
+"""
 
 import math
 from collections.abc import Iterator
@@ -25,8 +27,8 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 class Muon(timm.optim.Muon):
     """timm's Muon with a chosen precision of the Newton-Schulz iteration.
 
-    timm's function takes one, but its optimizer always uses bf16, which is 20 to 50 times slower than fp32 on a CPU
-    without native bf16.
+    timm's function takes one, but its optimizer always uses bf16, which is 20 to 50 times slower
+    than fp32 on a CPU without native bf16.
     """
 
     def __init__(self, parameters: Any, newton_schulz: torch.dtype, **options: Any) -> None:
@@ -59,7 +61,8 @@ def learning_rate_factor(
 
 
 def make_optimizer(task: nn.Module, chosen: OptimizerOptions) -> torch.optim.Optimizer:
-    """The optimizer of a task's parameters: weight decay on matrices only, learning-rate multipliers for the towers.
+    """The optimizer of a task's parameters: weight decay on matrices only, learning-rate
+    multipliers for the towers.
 
     Every group has its peak rate as `peak_lr`. `chosen.newton_schulz` must be fp32 or bf16.
     """
@@ -82,7 +85,8 @@ def make_optimizer(task: nn.Module, chosen: OptimizerOptions) -> torch.optim.Opt
         groups.setdefault((chosen.lr * scale, decay, by_adamw), []).append(parameter)
     parameters: list[dict[str, Any]] = []
     for (lr, decay, by_adamw), members in groups.items():
-        # With `nesterov`, timm would use NAdamW; and its eps is otherwise that of Muon's division by the norm.
+        # With `nesterov`, timm would use NAdamW; and its eps is otherwise that of Muon's division
+        # by the norm.
         of_adamw = {"use_fallback": True, "nesterov": False, "eps": chosen.eps}
         group = {"params": members, "lr": lr, "peak_lr": lr, "weight_decay": decay}
         parameters.append(group | (of_adamw if by_adamw else {}))
@@ -102,12 +106,16 @@ def make_optimizer(task: nn.Module, chosen: OptimizerOptions) -> torch.optim.Opt
 
 
 def make_ema(model: nn.Module, decay: float | None) -> AveragedModel | None:
-    """An exponential moving average of the model's weights and batch norm statistics, if a decay is given."""
+    """An exponential moving average of the model's weights and batch norm statistics, if a decay
+    is given.
+    """
     return _Average(model, decay) if decay else None
 
 
 class _Average(AveragedModel):
-    """torch's average without its counter on a GPU: to copy it there, each step would wait for the GPU."""
+    """torch's average without its counter on a GPU: to copy it there, each step would wait for the
+    GPU.
+    """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self._average = get_ema_multi_avg_fn(decay)
@@ -117,10 +125,18 @@ class _Average(AveragedModel):
         if not int(self.n_averaged):
             super().update_parameters(model)
             return
-        # An average of equal numbers may differ from them: it makes 0.0 of -0.0. What is frozen was copied before.
+        # An average of equal numbers may differ from them: it makes 0.0 of -0.0. What is frozen
+        # was copied before.
         frozen = {id(parameter) for parameter in model.parameters() if not parameter.requires_grad}
-        frozen |= {id(buffer) for module in model.modules() if not module.training for buffer in module.buffers(False)}
-        averaged, current = (chain(module.parameters(), module.buffers()) for module in (self.module, model))
+        frozen |= {
+            id(buffer)
+            for module in model.modules()
+            if not module.training
+            for buffer in module.buffers(False)
+        }
+        averaged, current = (
+            chain(module.parameters(), module.buffers()) for module in (self.module, model)
+        )
         by_type: dict[torch.dtype, list[tuple[torch.Tensor, torch.Tensor]]] = {}
         for average, value in zip(averaged, current, strict=True):
             if id(value) not in frozen:
@@ -156,7 +172,9 @@ def rate_scale(name: str, chosen: OptimizerOptions) -> float:
 
 
 def tower_of(name: str) -> Tower | None:
-    """The tower that a task's parameter belongs to; None for adapters, the temperature and the bias."""
+    """The tower that a task's parameter belongs to; None for adapters, the temperature and the
+    bias.
+    """
     if "logit_" in name:
         return None
     if ".visual." in name:
@@ -165,9 +183,11 @@ def tower_of(name: str) -> Tower | None:
 
 
 def clip_gradients(task: nn.Module, max_norm: float, by_tower: bool = False) -> torch.Tensor:
-    """Scale gradients down to a norm of `max_norm`, with `by_tower` those of each tower apart; returns the norm.
+    """Scale gradients down to a norm of `max_norm`, with `by_tower` those of each tower apart;
+    returns the norm.
 
-    Without `by_tower`, a spike in one tower also shortens the step of the other. Adapters are a group of their own.
+    Without `by_tower`, a spike in one tower also shortens the step of the other. Adapters are a
+    group of their own.
     """
     groups: dict[Tower | None, list[nn.Parameter]] = {}
     for name, parameter in task.named_parameters():
@@ -186,10 +206,14 @@ def _depths_from_the_top(task: nn.Module) -> dict[str, int]:
     trunk = getattr(model.visual, "trunk", None)
     if trunk is not None:
         layers = group_parameters(trunk, trunk.group_matcher(coarse=False), reverse=True)
-        heads = {name for name in layers if "classifier" in name or name.startswith(("head.", "fc."))}
+        heads = {
+            name for name in layers if "classifier" in name or name.startswith(("head.", "fc."))
+        }
         top = max(layer for name, layer in layers.items() if name not in heads)
         for name, layer in layers.items():
-            depths[f"student.model.visual.trunk.{name}"] = max(0, top + 1 - layer) if name not in heads else 0
+            depths[f"student.model.visual.trunk.{name}"] = (
+                max(0, top + 1 - layer) if name not in heads else 0
+            )
     blocks = len(model.text.transformer.resblocks)
     for name, _ in model.text.named_parameters():
         parts = name.split(".")

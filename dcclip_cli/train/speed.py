@@ -1,4 +1,6 @@
-"""Speed of training steps: images per second, waiting for data, memory; operations of a forward pass."""
+"""Speed of training steps: images per second, waiting for data, memory; operations of a forward
+pass.
+"""
 
 import copy
 import time
@@ -11,14 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from dcclip_cli.core.machine import peak_memory_bytes
 from dcclip_cli.data.samplers import MixedBatchSampler
-from dcclip_cli.machine import peak_memory_bytes
 from dcclip_cli.model.towers import Tokens, Towers
 
 
 @dataclass(frozen=True)
 class Flops:
-    """Floating-point operations of a forward pass, by tower: two for each multiplication with addition."""
+    """Floating-point operations of a forward pass, by tower: two for each multiplication with
+    addition.
+    """
 
     image: float
     text: float
@@ -34,10 +38,16 @@ def peak_bytes(device: torch.device) -> int:
 
 
 def forward_flops(towers: Towers, pixels: Tensor, texts: Sequence[Tokens]) -> Flops:
-    """Operations of the towers' matrix products, convolutions and attention for these inputs, which may be empty."""
-    copies: dict[int, Tensor] = {}  # of weights, on the meta device, in place of which none are copied
+    """Operations of the towers' matrix products, convolutions and attention for these inputs,
+    which may be empty.
+    """
+    copies: dict[
+        int, Tensor
+    ] = {}  # of weights, on the meta device, in place of which none are copied
     for parameter in towers.parameters():  # in fp32: a teacher's are in several types
-        copies[id(parameter)] = nn.Parameter(parameter.detach().to("meta", torch.float32), requires_grad=False)
+        copies[id(parameter)] = nn.Parameter(
+            parameter.detach().to("meta", torch.float32), requires_grad=False
+        )
     copies |= {id(buffer): buffer.to("meta") for buffer in towers.buffers()}
     blank = copy.deepcopy(towers, copies)
     blank.compiled = {}
@@ -58,17 +68,23 @@ class StepTimer:
         self._restart(step)
 
     def _restart(self, step: int) -> None:
-        self._step, self._began, self._waits = step, time.monotonic(), list[tuple[Any, Any]]()
+        self._step = step
+        self._began = time.monotonic()
+        self._waits = list[tuple[Any, Any]]()
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Count the block's time as waiting for data; on a GPU, as far as that has nothing left to compute."""
+        """Count the block's time as waiting for data; on a GPU, as far as that has nothing left to
+        compute.
+        """
         began = self._now()
         yield
         self._waits.append((began, self._now()))
 
     def _now(self) -> Any:
-        """The time; of a GPU an event, which it reaches when it has computed all that it was given before."""
+        """The time; of a GPU an event, which it reaches when it has computed all that it was given
+        before.
+        """
         if self._device.type != "cuda":
             return time.monotonic()
         event = torch.cuda.Event(enable_timing=True)
@@ -76,14 +92,18 @@ class StepTimer:
         return event
 
     def speed(self, step: int, total_steps: int, sampler: MixedBatchSampler) -> dict[str, float]:
-        """Images per second (of steps without images texts), seconds of a step spent waiting for data, and so on.
+        """Images per second (of steps without images texts), seconds of a step spent waiting for
+        data, and so on.
 
         Starts the next interval. Of a GPU, the step must have been waited for.
         """
-        now, count = time.monotonic(), step - self._step
+        now = time.monotonic()
+        count = step - self._step
         step_s = (now - self._began) / count
         on_gpu = self._device.type == "cuda"
-        waits = (begin.elapsed_time(end) / 1000 if on_gpu else end - begin for begin, end in self._waits)
+        waits = (
+            begin.elapsed_time(end) / 1000 if on_gpu else end - begin for begin, end in self._waits
+        )
         rate = "images_per_second" if sampler.images_per_step else "texts_per_second"
         speed = {
             rate: (sampler.images_per_step or sampler.batch_size) / step_s,

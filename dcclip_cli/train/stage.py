@@ -1,4 +1,6 @@
-"""A training stage: what it trains, and its data, teachers, student and task, each of which is made when it is used."""
+"""A training stage: what it trains, and its data, teachers, student and task, each of which is
+made when it is used.
+"""
 
 import hashlib
 import json
@@ -10,31 +12,50 @@ from typing import Any
 
 import torch
 
+from dcclip_cli.core.errors import DcclipError, Message
+from dcclip_cli.core.machine import is_one_of_several, loading_processes
+from dcclip_cli.core.options import decisive
+from dcclip_cli.core.progress import Progress, Silent
+from dcclip_cli.core.run_dir import RunDir, TrainResult, finished
 from dcclip_cli.data.collator import Collator
 from dcclip_cli.data.options import DataOptions
 from dcclip_cli.data.pair import LANGUAGES, Language
 from dcclip_cli.data.pixels import training_preprocess
 from dcclip_cli.data.samplers import MixedBatchSampler, TrainingData, open_training_data
-from dcclip_cli.errors import DcclipError, Message
-from dcclip_cli.machine import is_one_of_several, loading_processes
 from dcclip_cli.model.precision import Choice
 from dcclip_cli.model.students import StudentOptions
 from dcclip_cli.model.teachers import Teacher
 from dcclip_cli.model.towers import OpenClipTowers
-from dcclip_cli.options import decisive
-from dcclip_cli.progress import Progress, Silent
-from dcclip_cli.run_dir import RunDir, TrainResult, finished
-from dcclip_cli.train.compute import compile_towers, join_processes, settle_precision, use_kernels, use_threads
+from dcclip_cli.train.compute import (
+    compile_towers,
+    join_processes,
+    settle_precision,
+    use_kernels,
+    use_threads,
+)
 from dcclip_cli.train.distributed import check_shared, from_first, process_count, processes_here
 from dcclip_cli.train.lora import add_lora
 from dcclip_cli.train.losses.base import Loss, layers_of, learns_from, student_layers
 from dcclip_cli.train.metrics_log import MetricsListener, TrackerName
 from dcclip_cli.train.optimizer import rate_scale
 from dcclip_cli.train.options import AlignOptions, DistillOptions
-from dcclip_cli.train.problems import Problem, caption_problems, check_embeddings, problems, warnings
+from dcclip_cli.train.problems import (
+    Problem,
+    caption_problems,
+    check_embeddings,
+    problems,
+    warnings,
+)
 from dcclip_cli.train.student import Student, checkpoint_gradients, new_student, student_from
 from dcclip_cli.train.task import TrainingTask
-from dcclip_cli.train.teacher import LazyTeacher, NarrowTeacher, OnlineTeacher, TeacherFeatures, map_grids, narrow_space
+from dcclip_cli.train.teacher import (
+    LazyTeacher,
+    NarrowTeacher,
+    OnlineTeacher,
+    TeacherFeatures,
+    map_grids,
+    narrow_space,
+)
 from dcclip_cli.train.teacher_cache import CacheFillingSampler, TeacherCache
 from dcclip_cli.train.validation import open_validation
 
@@ -47,9 +68,10 @@ _APART = 8_192  # samples
 class Stage:
     """A training stage of a recipe. What it trains with is made, and read, when it is first used.
 
-    `prepare` makes all of it; teachers are loaded only where something is not cached. `fresh` trains again from the
-    start where the stage is finished or has a checkpoint. Raises DcclipError for data, a teacher or a student that
-    cannot be loaded, and for options that exclude each other.
+    `prepare` makes all of it; teachers are loaded only where something is not cached. `fresh`
+    trains again from the start where the stage is finished or has a checkpoint. Raises DcclipError
+    for data, a teacher or a student that cannot be loaded, and for options that exclude each
+    other.
     """
 
     options: DistillOptions | AlignOptions
@@ -63,13 +85,17 @@ class Stage:
     progress: Progress = field(default_factory=Silent)
     track: tuple[TrackerName, ...] = ()
     listener: MetricsListener | None = None
-    provenance: dict[str, Any] = field(default_factory=dict, init=False)  # of the model, when all is prepared
+    provenance: dict[str, Any] = field(
+        default_factory=dict, init=False
+    )  # of the model, when all is prepared
 
     def __post_init__(self) -> None:
         self.data = self.options.stage_data(self.data, self.student_options)
         self.name = self.options.stage
         self.folder = self.run.stage(self.name)
-        self.start = self.options.start_folder(self.run)  # the model directory of the student; None: it is a new one
+        self.start = self.options.start_folder(
+            self.run
+        )  # the model directory of the student; None: it is a new one
         self.new_student = self.student_options if self.start is None else None
         self.lock = self.options.locked(self.student_options)  # the tower that is not trained
 
@@ -91,14 +117,25 @@ class Stage:
     @cached_property
     def sizes(self) -> dict[str, int]:
         """Samples per step of each kind of data that there is."""
-        options, default = self.options, self.options.batch_size if self.name == "distill" else 0
-        sizes = {"pairs": options.batch_size, "images": options.images_per_step, "texts": options.texts_per_step}
+        options = self.options
+        default = self.options.batch_size if self.name == "distill" else 0
+        sizes = {
+            "pairs": options.batch_size,
+            "images": options.images_per_step,
+            "texts": options.texts_per_step,
+        }
         sources = {"pairs": self.data.train, "images": self.data.images, "texts": self.data.texts}
-        counts = {kind: default if size is None else size for kind, size in sizes.items() if sources[kind] is not None}
+        counts = {
+            kind: default if size is None else size
+            for kind, size in sizes.items()
+            if sources[kind] is not None
+        }
         return {kind: count for kind, count in counts.items() if count}
 
     def finished(self) -> TrainResult | None:
-        """The result of the stage if an earlier run finished it; with `fresh`, all that it left is removed."""
+        """The result of the stage if an earlier run finished it; with `fresh`, all that it left is
+        removed.
+        """
 
         def look() -> TrainResult | None:
             if self.fresh:
@@ -107,7 +144,11 @@ class Stage:
                     hint = Message("choose another folder with --out, or remove this one")
                     raise DcclipError("{} cannot be removed", hint, self.folder)
             model = self.run.model(self.name)
-            return TrainResult(model, already_finished=True) if finished(self.run.root, self.name) else None
+            return (
+                TrainResult(model, already_finished=True)
+                if finished(self.run.root, self.name)
+                else None
+            )
 
         if not is_one_of_several():
             return look()
@@ -134,7 +175,8 @@ class Stage:
             self.progress.say(line)
         choice = self.settle()
         identity = json.dumps(self.identity, sort_keys=True, ensure_ascii=False).encode()
-        first_facts, optimizer = self.first_teacher and self.first_teacher.facts, self.options.optimizer
+        first_facts = self.first_teacher and self.first_teacher.facts
+        optimizer = self.options.optimizer
         self.provenance = {
             "stage": self.name,
             "identity": hashlib.sha256(identity).hexdigest(),
@@ -150,14 +192,20 @@ class Stage:
             },
         }
         if self.options.dims:
-            self.provenance["trained_dims"] = sorted({*self.options.dims, student.config["embed_dim"]})
+            self.provenance["trained_dims"] = sorted(
+                {*self.options.dims, student.config["embed_dim"]}
+            )
         if self.first_teacher and not self.teachers:  # a new student has inherited its weights
             self.first_teacher.free()
 
     def settle(self) -> Choice:
-        """Leave nothing that decides how a step is computed at `auto`, and compile what the options say."""
+        """Leave nothing that decides how a step is computed at `auto`, and compile what the
+        options say.
+        """
         _ = self.features  # which are made, and reported, before the precision
-        passes_images = self.lock != "image" and bool({"pairs", "images"} & self.training.datasets.keys())
+        passes_images = self.lock != "image" and bool(
+            {"pairs", "images"} & self.training.datasets.keys()
+        )
         learns_images = passes_images and self.options.optimizer.image_lr_scale > 0
         towers = self.student.towers
         choice = settle_precision(self, towers if learns_images else towers.model.text)
@@ -168,13 +216,22 @@ class Stage:
     @cached_property
     def training(self) -> TrainingData:
         distinct = self.options.distinct_captions
-        return open_training_data(self.data, self.sizes, self.run, self.seed, self.progress, distinct)
+        return open_training_data(
+            self.data, self.sizes, self.run, self.seed, self.progress, distinct
+        )
 
     def _has_captions(self, languages: Sequence[Language], kinds: Collection[str]) -> bool:
-        """Whether a sample has captions in all of the languages; some that are far apart are looked at before all."""
-        for dataset in (self.training.datasets[kind] for kind in kinds if kind in self.training.datasets):
+        """Whether a sample has captions in all of the languages; some that are far apart are
+        looked at before all.
+        """
+        for dataset in (
+            self.training.datasets[kind] for kind in kinds if kind in self.training.datasets
+        ):
             captions = [dataset.captions(language) for language in languages]
-            firsts = (all(column[first] for column in captions) for first in range(0, len(dataset), _APART))
+            firsts = (
+                all(column[first] for column in captions)
+                for first in range(0, len(dataset), _APART)
+            )
             if any(firsts) or any(map(all, zip(*captions, strict=True))):
                 return True
         return False
@@ -192,12 +249,15 @@ class Stage:
     @cached_property
     def collator(self) -> Collator:
         """Makes batches, with what the teacher caches have of each."""
-        return replace(self.plain_collator, read_features=tuple(cache.reader for cache in self.caches))
+        return replace(
+            self.plain_collator, read_features=tuple(cache.reader for cache in self.caches)
+        )
 
     @cached_property
     def plain_collator(self) -> Collator:
         """Makes batches, with the pixels of teachers that run in each step."""
-        options, towers = self.options, self.student.towers
+        options = self.options
+        towers = self.student.towers
         online = () if options.teacher_cache is True else self.teachers
         return Collator(
             self.training.dataset,
@@ -207,7 +267,9 @@ class Stage:
             training_preprocess(towers),
             towers.tokenize,
             tuple(training_preprocess(teacher.towers) for teacher in online),
-            num_augmentations=options.augmentations if self.teachers and options.teacher_cache is True else 0,
+            num_augmentations=options.augmentations
+            if self.teachers and options.teacher_cache is True
+            else 0,
             with_caption_ids=options.contrast is not None,
         )
 
@@ -230,7 +292,11 @@ class Stage:
         if self.teachers:
             return self.teachers[0]
         inherits = self.new_student is not None and self.new_student.inherits
-        return LazyTeacher(self.teacher, self.device, self.progress) if self.teacher and inherits else None
+        return (
+            LazyTeacher(self.teacher, self.device, self.progress)
+            if self.teacher and inherits
+            else None
+        )
 
     @cached_property
     def caches(self) -> tuple[TeacherCache, ...]:
@@ -238,17 +304,28 @@ class Stage:
         if not self.options.teacher_cache or not self.teachers:
             return ()
         grids = map_grids(self.student.towers, student_layers(self.losses))
-        shared = grids, loading_processes(self.options.workers), self.progress, self.options.teacher_cache == "texts"
+        shared = (
+            grids,
+            loading_processes(self.options.workers),
+            self.progress,
+            self.options.teacher_cache == "texts",
+        )
         return tuple(
-            TeacherCache(teacher, self.plain_collator, learns_from(self.losses, number), *shared, number)
+            TeacherCache(
+                teacher, self.plain_collator, learns_from(self.losses, number), *shared, number
+            )
             for number, teacher in enumerate(self.teachers)
         )
 
     @cached_property
     def features(self) -> list[TeacherFeatures]:
-        """The source of each teacher's features: its cache, or the teacher itself; the first in the student's space."""
+        """The source of each teacher's features: its cache, or the teacher itself; the first in
+        the student's space.
+        """
         features: list[TeacherFeatures] = list(self.caches) or [
-            OnlineTeacher(teacher.towers, number, layers_of(self.losses, number), teacher.facts.widths)
+            OnlineTeacher(
+                teacher.towers, number, layers_of(self.losses, number), teacher.facts.widths
+            )
             for number, teacher in enumerate(self.teachers)
         ]
         width = self.student.config["embed_dim"]
@@ -256,7 +333,8 @@ class Stage:
             return features
         fingerprint = self.teachers[0].facts.fingerprint
         if self.start is None:  # a student that is loaded keeps its own space
-            batches, collator = self.training.sampler(0, self.steps), self.plain_collator
+            batches = self.training.sampler(0, self.steps)
+            collator = self.plain_collator
             if self.caches:
                 batches = self.caches[0].completing(batches)
                 collator = replace(collator, read_features=(self.caches[0].reader,))
@@ -269,8 +347,12 @@ class Stage:
 
     @cached_property
     def student(self) -> Student:
-        """The student that the stage begins with, with the space that it learns if it is narrower than its teacher."""
-        name, width, options = self.run.root.name, DEFAULT_EMBED_DIM, self.new_student
+        """The student that the stage begins with, with the space that it learns if it is narrower
+        than its teacher.
+        """
+        name = self.run.root.name
+        width = DEFAULT_EMBED_DIM
+        options = self.new_student
         if self.start is not None:
             student = student_from(self.start, name)
         else:
@@ -281,12 +363,23 @@ class Stage:
             model = self.teacher.source if self.teacher else None
             towers = teacher.towers if teacher and options.inherits else None
             layout = teacher.facts.text_layout if teacher else None
-            student = new_student(options, width, self.training.dataset, name, self.seed, model, towers, layout)
+            student = new_student(
+                options, width, self.training.dataset, name, self.seed, model, towers, layout
+            )
             count = student.towers.parameters_count()
             if teacher and count >= (size := teacher.facts.parameters):
-                self.progress.say(Message("warning: the student has {:,} parameters, the teacher {:,}", count, size))
-        pairs, width = self.training.datasets.get("pairs"), student.config["embed_dim"]
-        if pairs is not None and pairs.embeddings is not None and pairs.embeddings.shape[1] != width:
+                self.progress.say(
+                    Message(
+                        "warning: the student has {:,} parameters, the teacher {:,}", count, size
+                    )
+                )
+        pairs = self.training.datasets.get("pairs")
+        width = student.config["embed_dim"]
+        if (
+            pairs is not None
+            and pairs.embeddings is not None
+            and pairs.embeddings.shape[1] != width
+        ):
             raise DcclipError(
                 "the embeddings in {0} have {1} dimensions, but the student's have {2}",
                 "set student.embed_dim: {1}",
@@ -302,13 +395,21 @@ class Stage:
         network = self.student.config["vision_cfg"].get("timm_model_name", self.student.towers.name)
         return self.make_task(self.student.towers, self.features, network)
 
-    def make_task(self, towers: OpenClipTowers, features: Sequence[TeacherFeatures], network: str) -> TrainingTask:
+    def make_task(
+        self, towers: OpenClipTowers, features: Sequence[TeacherFeatures], network: str
+    ) -> TrainingTask:
         """The task for a student with the image tower `network`."""
         options = self.options
         if options.lora:
             add_lora(towers.model, options.lora, self.lock, self.seed)
         task = TrainingTask(
-            towers, self.losses, features, self.seed, self.lock, options.freeze_batch_norms, options.dims
+            towers,
+            self.losses,
+            features,
+            self.seed,
+            self.lock,
+            options.freeze_batch_norms,
+            options.dims,
         )
         task.max_logit_scale = options.max_logit_scale
         for name, parameter in task.named_parameters():
@@ -321,13 +422,18 @@ class Stage:
     @property
     def leaves_parameters(self) -> bool:
         """Whether a step may leave trained parameters, adapters included, without a gradient."""
-        captions, kinds, losses = self.options.captions, self.training.datasets.keys(), self.losses
+        captions = self.options.captions
+        kinds = self.training.datasets.keys()
+        losses = self.losses
         if {*captions.languages} != {*LANGUAGES} or captions.caption_fraction < 1:
             return True  # a batch, or a part of it, may have no text
         kinds_of = {"image": {"pairs", "images"} & kinds, "text": {"pairs", "texts"} & kinds}
         reached = {tower for loss in losses for tower in loss.trained_towers if kinds_of[tower]}
-        # A loss on one tower's embedding has an adapter for the other one's, which gets no gradient.
-        one_sided = any(len(loss.trained_towers) == 1 or loss.kind == "cross_lingual" for loss in losses)
+        # A loss on one tower's embedding has an adapter for the other one's, which gets no
+        # gradient.
+        one_sided = any(
+            len(loss.trained_towers) == 1 or loss.kind == "cross_lingual" for loss in losses
+        )
         return one_sided or not {"image", "text"} - {self.lock} <= reached
 
     @cached_property
@@ -335,20 +441,27 @@ class Stage:
         if self.options.validate_every_steps is None:
             return None
         workers = loading_processes(self.options.workers)  # a number: `prepare` settles it
-        return partial(open_validation(self.data, self.options.captions.languages, workers), self.student.towers)
+        return partial(
+            open_validation(self.data, self.options.captions.languages, workers),
+            self.student.towers,
+        )
 
     @cached_property
     def identity(self) -> dict[str, Any]:
         """Everything that decides the result, once nothing in the options is left at `auto`."""
         new = self.new_student
-        vocabulary = json.dumps(self.student.tokenizer.get_vocab(), sort_keys=True)  # tokens and their embedding's rows
+        vocabulary = json.dumps(
+            self.student.tokenizer.get_vocab(), sort_keys=True
+        )  # tokens and their embedding's rows
         return {
             "options": decisive(self.options),
             "teacher": [teacher.facts.fingerprint for teacher in self.teachers],
             "parent": self.student.parent,
             "student": self.student.config,
             "vocabulary": hashlib.sha256(vocabulary.encode()).hexdigest(),
-            "image_weights": (new.image if isinstance(new.image, str) else new.image.weights) if new else None,
+            "image_weights": (new.image if isinstance(new.image, str) else new.image.weights)
+            if new
+            else None,
             "inherit": new.text.inherit if new else None,
             **({"inherit_images": True} if new and new.inherits_images else {}),
             "data": self.training.dataset.fingerprint,

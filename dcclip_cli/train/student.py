@@ -9,19 +9,24 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
+from dcclip_cli.core.errors import DcclipError, Message
+from dcclip_cli.core.files import read_json
+from dcclip_cli.core.versions import versions
 from dcclip_cli.data import prompts
 from dcclip_cli.data.pair import LANGUAGES, PairDataset
-from dcclip_cli.errors import DcclipError, Message
-from dcclip_cli.files import read_json
 from dcclip_cli.model import inherit, students
 from dcclip_cli.model.model_dir import load_model, save_model
 from dcclip_cli.model.preprocess import Preprocessing
 from dcclip_cli.model.reference import ModelSource
-from dcclip_cli.model.tokenizer import load_tokenizer, tokenize_with, train_tokenizer, trim_tokenizer
+from dcclip_cli.model.tokenizer import (
+    load_tokenizer,
+    tokenize_with,
+    train_tokenizer,
+    trim_tokenizer,
+)
 from dcclip_cli.model.towers import OpenClipTowers, TextLayout, Towers
 from dcclip_cli.model.weights import CONFIG, require_file
 from dcclip_cli.train.teacher import SPACE, NarrowSpace
-from dcclip_cli.versions import versions
 
 _LOOKED_AT = 1_000  # pairs by which the number of captions of all is estimated
 
@@ -37,7 +42,9 @@ class Student:
     space: NarrowSpace | None = None  # of the teacher's, if it is narrower
 
     def with_bias(self) -> Self:
-        """The student prepared for a sigmoid loss: with a bias and SigLIP's initial temperature (2303.15343)."""
+        """The student prepared for a sigmoid loss: with a bias and SigLIP's initial temperature
+        (2303.15343).
+        """
         model = self.towers.model
         if model.logit_bias is not None:
             return self
@@ -47,14 +54,31 @@ class Student:
         return replace(self, config={**self.config, "init_logit_bias": -10.0})
 
     def save(self, folder: Path, provenance: dict[str, Any], half: bool = False) -> None:
-        towers, files = self.towers, {SPACE: self.space.to_bytes()} if self.space else {}
+        towers = self.towers
+        files = {SPACE: self.space.to_bytes()} if self.space else {}
         assert towers.preprocessing is not None
-        provenance = {"name": towers.name, "parent": self.parent, "versions": versions(), **provenance}
-        save_model(folder, towers.model, self.config, towers.preprocessing, self.tokenizer, provenance, half, files)
+        provenance = {
+            "name": towers.name,
+            "parent": self.parent,
+            "versions": versions(),
+            **provenance,
+        }
+        save_model(
+            folder,
+            towers.model,
+            self.config,
+            towers.preprocessing,
+            self.tokenizer,
+            provenance,
+            half,
+            files,
+        )
 
 
 def checkpoint_gradients(model: Any, network: str) -> None:
-    """Make both towers recompute activations. Raises DcclipError if the image tower, timm's `network`, cannot."""
+    """Make both towers recompute activations. Raises DcclipError if the image tower, timm's
+    `network`, cannot.
+    """
     model.text.set_grad_checkpointing(True)
     if not any(weight.requires_grad for weight in model.visual.parameters()):
         return
@@ -62,7 +86,9 @@ def checkpoint_gradients(model: Any, network: str) -> None:
         model.visual.trunk.set_grad_checkpointing(True)
     except AssertionError:
         problem = Message("{} does not support gradient checkpointing", network)
-        raise DcclipError(problem, "remove gradient_checkpointing, or use another network") from None
+        raise DcclipError(
+            problem, "remove gradient_checkpointing, or use another network"
+        ) from None
 
 
 def new_student(
@@ -75,11 +101,12 @@ def new_student(
     teacher_towers: Towers | None = None,
     layout: TextLayout | None = None,
 ) -> Student:
-    """A student with random or inherited weights; its tokenizer is made from the captions, or dcclip's class names.
+    """A student with random or inherited weights; its tokenizer is made from the captions, or
+    dcclip's class names.
 
-    `teacher` is where the teacher's files are, for `vocabulary: {from: teacher}`; `teacher_towers` the teacher
-    itself, for `text.inherit`, `image.inherit` and `image: teacher`; the options were checked to have what they need.
-    `layout` is that of the first teacher's text tower.
+    `teacher` is where the teacher's files are, for `vocabulary: {from: teacher}`; `teacher_towers`
+    the teacher itself, for `text.inherit`, `image.inherit` and `image: teacher`; the options were
+    checked to have what they need. `layout` is that of the first teacher's text tower.
     """
     vocabulary = options.text.vocabulary
     captions = sample_captions(dataset, vocabulary.captions, seed)
@@ -92,17 +119,26 @@ def new_student(
         tokenizer = train_tokenizer(captions, vocabulary.size)
     else:
         raise students.no_vocabulary()
-    image, image_config = options.image, None
+    image = options.image
+    image_config = None
     if isinstance(image, students.ImageTower):
         inherited = teacher_towers if image.inherit == "teacher" else None
-        preprocessing = students.preprocessing_of(image, inherited.preprocessing if inherited else None)
+        preprocessing = students.preprocessing_of(
+            image, inherited.preprocessing if inherited else None
+        )
     else:
         assert teacher is not None and teacher_towers is not None
         source = inherit.check_image_source(teacher_towers)
-        image_config, preprocessing = inherit.teacher_image_config(teacher, source), source.match_preprocessing()
+        image_config = inherit.teacher_image_config(teacher, source)
+        preprocessing = source.match_preprocessing()
     tokens = tokenizer.get_vocab_size()
-    config = students.model_config(options, options.embed_dim or embed_dim, tokens, image_config, layout)
-    for key, token in (("pad_id", "<pad>"), ("eos_id", "</s>")):  # a teacher's tokenizer may number them differently
+    config = students.model_config(
+        options, options.embed_dim or embed_dim, tokens, image_config, layout
+    )
+    for key, token in (
+        ("pad_id", "<pad>"),
+        ("eos_id", "</s>"),
+    ):  # a teacher's tokenizer may number them differently
         number = tokenizer.token_to_id(token)
         if number is None:
             problem = Message("the teacher's tokenizer has no {} token", token)
@@ -117,22 +153,31 @@ def new_student(
         students.init_image_tower(model, image)
     if options.text.inherit != "nothing":
         assert teacher_towers is not None
-        inherit.init_text_tower(model.text, tokenizer, teacher_towers, layers=options.text.inherit == "layers")
+        inherit.init_text_tower(
+            model.text, tokenizer, teacher_towers, layers=options.text.inherit == "layers"
+        )
     return _student(model, config, preprocessing, tokenizer, name)
 
 
 def sample_captions(dataset: PairDataset, count: int, seed: int) -> list[str]:
-    """All captions in order where there are at most `count`, else those of a random sample of the pairs, about `count`.
+    """All captions in order where there are at most `count`, else those of a random sample of the
+    pairs, about `count`.
 
     Chinese ones come first, then English ones.
     """
-    pairs, random = len(dataset), np.random.Generator(np.random.Philox(key=np.array([seed, 0x70CAB], np.uint64)))
+    pairs = len(dataset)
+    random = np.random.Generator(np.random.Philox(key=np.array([seed, 0x70CAB], np.uint64)))
     looked_at = random.choice(pairs, min(pairs, _LOOKED_AT), replace=False)
     columns = [dataset.captions(language) for language in LANGUAGES]
     captions_seen = sum(len(column[index]) for column in columns for index in looked_at.tolist())
     sampled_pairs = count * len(looked_at) // max(1, captions_seen)
     if sampled_pairs >= pairs:
-        captions = [caption for column in columns for captions_of_pair in column for caption in captions_of_pair]
+        captions = [
+            caption
+            for column in columns
+            for captions_of_pair in column
+            for caption in captions_of_pair
+        ]
         if len(captions) <= count:
             return captions
     chosen = np.sort(random.choice(pairs, min(sampled_pairs, pairs - 1), replace=False)).tolist()
@@ -149,7 +194,11 @@ def student_from(folder: Path, name: str) -> Student:
 
 
 def _student(
-    model: Any, config: dict[str, Any], preprocessing: Preprocessing, tokenizer: Tokenizer, name: str
+    model: Any,
+    config: dict[str, Any],
+    preprocessing: Preprocessing,
+    tokenizer: Tokenizer,
+    name: str,
 ) -> Student:
     tokenize = tokenize_with(tokenizer, config["text_cfg"])
     model.visual.to(memory_format=torch.channels_last)

@@ -1,4 +1,6 @@
-"""Teachers: loaded when needed, their shapes, their features of a batch, and their space for narrower students."""
+"""Teachers: loaded when needed, their shapes, their features of a batch, and their space for
+narrower students.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +22,15 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.nn import functional as F
 
+from dcclip_cli.core.errors import DcclipError
+from dcclip_cli.core.files import cache_folder, read_cached, write_json
+from dcclip_cli.core.machine import cpu_name
+from dcclip_cli.core.progress import Progress
+from dcclip_cli.core.versions import versions
 from dcclip_cli.data.batch import Batch, copy_to
 from dcclip_cli.data.collator import Collator
 from dcclip_cli.data.pixels import normalized
 from dcclip_cli.data.samplers import Sample
-from dcclip_cli.errors import DcclipError
-from dcclip_cli.files import cache_folder, read_cached, write_json
-from dcclip_cli.machine import cpu_name
 from dcclip_cli.model.precision import Choice, check_logits, choose_precision, finite
 from dcclip_cli.model.teachers import Teacher
 from dcclip_cli.model.towers import (
@@ -38,13 +42,14 @@ from dcclip_cli.model.towers import (
     Towers,
     evaluating,
 )
-from dcclip_cli.progress import Progress
 from dcclip_cli.train.losses.base import Outputs, Widths
-from dcclip_cli.versions import versions
 
 TEACHERS = "teachers"  # in the cache folder
-SPACE = "teacher_space.safetensors"  # of a model directory whose model is narrower than its teacher
-_SPACE_ROWS = 2048  # images or texts, at least, from whose embeddings principal components are computed
+# of a model directory whose model is narrower than its teacher
+SPACE = "teacher_space.safetensors"
+_SPACE_ROWS = (
+    2048  # images or texts, at least, from whose embeddings principal components are computed
+)
 
 
 @dataclass(frozen=True)
@@ -70,14 +75,18 @@ def map_grids(towers: Towers, layers: Sequence[int] = ()) -> dict[int, Grid]:
 
 def no_images(widths: Widths, layers: Sequence[int], device: torch.device) -> ImageFeatures:
     """The image features of a batch without images."""
-    maps = {layer: torch.zeros(0, widths.layer(layer), 1, 1, device=device) for layer in (-1, *layers)}
+    maps = {
+        layer: torch.zeros(0, widths.layer(layer), 1, 1, device=device) for layer in (-1, *layers)
+    }
     return ImageFeatures(torch.zeros(0, widths.embedding, device=device), maps[-1], maps)
 
 
 def no_texts(widths: Widths, device: torch.device) -> TextFeatures:
     """The text features of a batch without texts."""
     tokens = torch.zeros(0, 1, widths.text_tokens, device=device)
-    return TextFeatures(torch.zeros(0, widths.embedding, device=device), tokens, tokens[:, :, 0].long())
+    return TextFeatures(
+        torch.zeros(0, widths.embedding, device=device), tokens, tokens[:, :, 0].long()
+    )
 
 
 def _probe(towers: Towers, layers: Sequence[int]) -> tuple[ImageFeatures, TextFeatures]:
@@ -87,9 +96,13 @@ def _probe(towers: Towers, layers: Sequence[int]) -> tuple[ImageFeatures, TextFe
 
 def _features(towers: Towers, layers: tuple[int, ...]) -> tuple[ImageFeatures, TextFeatures]:
     device = next(towers.parameters()).device
-    pixels = torch.from_numpy(towers.preprocess(Image.new("RGB", (64, 64), "white"))[None]).to(device)
+    pixels = torch.from_numpy(towers.preprocess(Image.new("RGB", (64, 64), "white"))[None]).to(
+        device
+    )
     with evaluating(towers):
-        return towers.image_features(pixels, layers), towers.text_features(towers.tokenize(["猫 cat"]).to(device))
+        return towers.image_features(pixels, layers), towers.text_features(
+            towers.tokenize(["猫 cat"]).to(device)
+        )
 
 
 # Those of towers without weights take no memory, and a pass takes a second of bookkeeping.
@@ -98,7 +111,9 @@ _blank_features = lru_cache(maxsize=32)(_features)
 
 @dataclass(frozen=True)
 class TeacherFacts:
-    """What training needs to know of a teacher besides its features; `widths` with the layers that losses use."""
+    """What training needs to know of a teacher besides its features; `widths` with the layers that
+    losses use.
+    """
 
     name: str
     fingerprint: str
@@ -110,31 +125,47 @@ class TeacherFacts:
 
 
 class LazyTeacher:
-    """A teacher on a device. Its facts are kept in the cache folder, so that it need not be loaded for them.
+    """A teacher on a device. Its facts are kept in the cache folder, so that it need not be loaded
+    for them.
 
     They are used as long as its files have the same sizes and times, or names in the hub's cache.
     """
 
-    def __init__(self, options: Teacher, device: str, progress: Progress, layers: Sequence[int] = ()) -> None:
-        self.options, self.device, self._progress, self._layers = options, device, progress, tuple(layers)
+    def __init__(
+        self, options: Teacher, device: str, progress: Progress, layers: Sequence[int] = ()
+    ) -> None:
+        self.options = options
+        self.device = device
+        self._progress = progress
+        self._layers = tuple(layers)
         self._towers: Towers | None = None
 
     @property
     def towers(self) -> Towers:
-        """The teacher, loaded if it is not. Raises DcclipError if it cannot be loaded, or is another by now."""
+        """The teacher, loaded if it is not. Raises DcclipError if it cannot be loaded, or is
+        another by now.
+        """
         if self._towers is None:
             self._towers = self.options.load(self.device, self._progress)
             facts = vars(self).get("facts")
             if facts and facts.fingerprint != self._towers.fingerprint:
                 if self._record:
                     self._record.unlink(missing_ok=True)
-                raise DcclipError("teacher {} changed while it was in use", "run the command again", self.options.model)
+                raise DcclipError(
+                    "teacher {} changed while it was in use",
+                    "run the command again",
+                    self.options.model,
+                )
         return self._towers
 
     @property
     def known_facts(self) -> TeacherFacts | None:
         """Its facts if they are on record, for which it is not loaded."""
-        return read_cached(self._record, _FACTS.validate_python, self._progress.say) if self._record else None
+        return (
+            read_cached(self._record, _FACTS.validate_python, self._progress.say)
+            if self._record
+            else None
+        )
 
     @cached_property
     def facts(self) -> TeacherFacts:
@@ -142,8 +173,16 @@ class LazyTeacher:
             return facts
         towers = self.towers
         check_logits(towers.logit_scale, towers.logit_bias, towers.name)
-        size, shape = towers.parameters_count(), widths(towers, self._layers)
-        measured = towers.name, towers.fingerprint, towers.logit_scale, size, shape, towers.precision
+        size = towers.parameters_count()
+        shape = widths(towers, self._layers)
+        measured = (
+            towers.name,
+            towers.fingerprint,
+            towers.logit_scale,
+            size,
+            shape,
+            towers.precision,
+        )
         facts = TeacherFacts(*measured, towers.text_layout)
         if self._record:
             with suppress(OSError):  # a folder that cannot be written
@@ -167,7 +206,16 @@ class LazyTeacher:
         kind = torch.device(self.device).type
         device = torch.cuda.get_device_name() if kind == "cuda" else cpu_name()
         precision = choose_precision(self.options.precision, self.device).precision
-        identity = [TREATMENT, self.options.model_dump(), state, kind, device, precision, self._layers, versions()]
+        identity = [
+            TREATMENT,
+            self.options.model_dump(),
+            state,
+            kind,
+            device,
+            precision,
+            self._layers,
+            versions(),
+        ]
         name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
         return cache_folder() / TEACHERS / f"{name}.json"
 
@@ -176,7 +224,9 @@ _FACTS = TypeAdapter(TeacherFacts)
 
 
 class TeacherFeatures(ABC):
-    """Where a teacher's features of a batch come from: something stored, or a teacher that runs in each step."""
+    """Where a teacher's features of a batch come from: something stored, or a teacher that runs in
+    each step.
+    """
 
     widths: Widths
 
@@ -185,19 +235,24 @@ class TeacherFeatures(ABC):
         """The teacher's outputs for a batch, without gradients."""
 
     def check(self) -> None:
-        """Raise NotFiniteError if embeddings of the last batch, of a teacher that runs in each step, are not finite."""
+        """Raise NotFiniteError if embeddings of the last batch, of a teacher that runs in each
+        step, are not finite.
+        """
         return
 
 
 class OnlineTeacher(TeacherFeatures):
     """Runs the teacher on every batch, whose `teacher_pixels[number]` are this teacher's.
 
-    On a GPU its embeddings are checked when the step that learns from them is not finite: no step waits for that.
+    On a GPU its embeddings are checked when the step that learns from them is not finite: no step
+    waits for that.
     """
 
     def __init__(self, teacher: Towers, number: int, layers: Sequence[int], widths: Widths) -> None:
         self.widths = widths
-        self._teacher, self._number, self._layers = teacher, number, tuple(layers)
+        self._teacher = teacher
+        self._number = number
+        self._layers = tuple(layers)
         self._scale = torch.tensor(teacher.logit_scale)
         self._last: dict[str, list[Tensor]] = {}
 
@@ -211,14 +266,21 @@ class OnlineTeacher(TeacherFeatures):
 
         with self._teacher.as_teacher():
             if len(pixels):
-                image = self._teacher.compiled.get("image", self._teacher.image_features)(pixels, self._layers)
+                image = self._teacher.compiled.get("image", self._teacher.image_features)(
+                    pixels, self._layers
+                )
             else:
                 image = no_images(self.widths, self._layers, pixels.device)
             texts = {
-                name: self._teacher.text_features_by_length(move(self._teacher.tokenize(texts.captions)))
+                name: self._teacher.text_features_by_length(
+                    move(self._teacher.tokenize(texts.captions))
+                )
                 for name, texts in batch.texts.items()
             }
-        self._last = {"images": [image.embedding], "texts": [text.embedding for text in texts.values()]}
+        self._last = {
+            "images": [image.embedding],
+            "texts": [text.embedding for text in texts.values()],
+        }
         if pixels.device.type == "cpu":
             self.check()
         self._scale = self._scale.to(pixels.device)
@@ -233,7 +295,8 @@ class OnlineTeacher(TeacherFeatures):
 
 @dataclass(frozen=True)
 class NarrowSpace:
-    """The principal components (D, d) of a teacher's embeddings, orthonormal columns, and the teacher's fingerprint.
+    """The principal components (D, d) of a teacher's embeddings, orthonormal columns, and the
+    teacher's fingerprint.
 
     A model directory has them, so that stage 2 goes on in the space of stage 1.
     """
@@ -281,10 +344,11 @@ class NarrowTeacher(TeacherFeatures):
 
 
 def principal_components(embeddings: Sequence[Tensor], count: int) -> Tensor:
-    """The (D, count) directions in which unit-length embeddings are longest, the longest first; count at most D.
+    """The (D, count) directions in which unit-length embeddings are longest, the longest first;
+    count at most D.
 
-    `embeddings` are (N, D) for each kind, images and texts: kinds weigh the same, whatever their numbers. The mean is
-    not subtracted, since cosines are to be kept, not distances.
+    `embeddings` are (N, D) for each kind, images and texts: kinds weigh the same, whatever their
+    numbers. The mean is not subtracted, since cosines are to be kept, not distances.
     """
     moments = []
     for rows in (F.normalize(rows.double(), dim=-1) for rows in embeddings if len(rows)):
@@ -302,8 +366,11 @@ def narrow_space(
     width: int,
     device: str,
 ) -> NarrowSpace:
-    """The space of `width` dimensions in which a teacher's embeddings of the first of these batches are longest."""
-    images, texts = list[Tensor](), list[Tensor]()
+    """The space of `width` dimensions in which a teacher's embeddings of the first of these
+    batches are longest.
+    """
+    images = list[Tensor]()
+    texts = list[Tensor]()
     for samples in batches:
         outputs = teacher.features(collator.batch(samples).to(device))
         teacher.check()

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import typer
 
 from dcclip_cli.cli.app import app
-from dcclip_cli.errors import Language
+from dcclip_cli.core.errors import Language
 from docs.generate.markdown import MADE, anchor, code, escaped, table, text
 
 HEAD: dict[Language, str] = {
@@ -35,7 +35,9 @@ COLUMNS: dict[Language, tuple[str, ...]] = {
     "en": ("command", "what it does", "option", "default"),
     "zh": ("命令", "作用", "选项", "默认值"),
 }
-SHARED: dict[Language, tuple[str, str]] = {  # the heading of what several commands have, and what leads to it
+SHARED: dict[
+    Language, tuple[str, str]
+] = {  # the heading of what several commands have, and what leads to it
     "en": ("Shared options", "Also [shared options](#shared-options): {}."),
     "zh": ("共用选项", "另有[共用选项](#共用选项)：{}。"),
 }
@@ -46,11 +48,17 @@ TYPES = {bool: "", str: "TEXT", int: "N", float: "X", Path: "PATH"}
 
 def page(language: Language = "en") -> str:
     found = list(commands(typer.main.get_command(app), "dcclip"))
-    overview = [(f"[`{name}`](#{anchor(name)})", escaped(paragraphs(command, language)[0])) for name, command in found]
+    overview = [
+        (f"[`{name}`](#{anchor(name)})", escaped(paragraphs(command, language)[0]))
+        for name, command in found
+    ]
     count = Counter(row for _, command in found for row in rows(command, language))
     shared = {row: None for row, commands in count.items() if commands >= COMMANDS}
     columns = (*COLUMNS[language][2:], COLUMNS[language][1])
-    parts = [table(COLUMNS[language][:2], overview), f"\n## {SHARED[language][0]}\n\n{table(columns, shared)}"]
+    parts = [
+        table(COLUMNS[language][:2], overview),
+        f"\n## {SHARED[language][0]}\n\n{table(columns, shared)}",
+    ]
     parts += [section(name, command, shared, columns, language) for name, command in found]
     return MADE + HEAD[language] + "".join(parts)
 
@@ -76,31 +84,54 @@ def rows(command: Any, language: Language) -> list[tuple[str, ...]]:
     arguments, options = parameters(command)
     return [
         *((code(argument(one)), "", escaped(text(one.help or "", language))) for one in arguments),
-        *((option(one, hints.get(one.name)), default(one), escaped(text(one.help or "", language))) for one in options),
+        *(
+            (
+                option(one, hints.get(one.name)),
+                default(one),
+                escaped(text(one.help or "", language)),
+            )
+            for one in options
+        ),
     ]
 
 
 def parameters(command: Any) -> tuple[list[Any], list[Any]]:
     """The arguments and the options of a command that the page lists."""
-    listed = [one for one in command.params if not EVERYWHERE.intersection(one.opts) and not one.hidden]
+    listed = [
+        one for one in command.params if not EVERYWHERE.intersection(one.opts) and not one.hidden
+    ]
     arguments = [one for one in listed if not one.opts[0].startswith("-")]
     return arguments, [one for one in listed if one not in arguments]
 
 
 def section(
-    name: str, command: Any, shared: Container[tuple[str, ...]], columns: Sequence[str], language: Language
+    name: str,
+    command: Any,
+    shared: Container[tuple[str, ...]],
+    columns: Sequence[str],
+    language: Language,
 ) -> str:
-    """A command: usage, help and names of shared options in one paragraph, then its own arguments and options."""
+    """A command: usage, help and names of shared options in one paragraph, then its own arguments
+    and options.
+    """
     arguments, options = parameters(command)
     usage = " ".join([name, *map(argument, arguments), *(["[OPTIONS]"] if options else [])])
     colon, comma = ("：", "、") if language == "zh" else (": ", ", ")
-    about = ("" if language == "zh" else " ").join(wrapped(part) for part in paragraphs(command, language))
+    about = ("" if language == "zh" else " ").join(
+        wrapped(part) for part in paragraphs(command, language)
+    )
     listed = rows(command, language)
-    often = [re.match("`[^`]*`", row[0]) for row in listed if row in shared and row[0].startswith("`--")]
+    often = [
+        re.match("`[^`]*`", row[0]) for row in listed if row in shared and row[0].startswith("`--")
+    ]
     if often:
         blank = "" if language == "zh" else " "
         about += blank + SHARED[language][1].format(comma.join(name[0] for name in often if name))
-    parts = [f"## {name}\n", f"`{usage}`{colon}{about}\n", table(columns, [row for row in listed if row not in shared])]
+    parts = [
+        f"## {name}\n",
+        f"`{usage}`{colon}{about}\n",
+        table(columns, [row for row in listed if row not in shared]),
+    ]
     return "".join(f"\n{part}" for part in parts if part)
 
 
@@ -112,14 +143,18 @@ def wrapped(text: str) -> str:
 
 
 def argument(parameter: Any) -> str:
-    name = (parameter.metavar or parameter.name).upper().removesuffix("...") + ("..." if parameter.nargs == -1 else "")
+    name = (parameter.metavar or parameter.name).upper().removesuffix("...") + (
+        "..." if parameter.nargs == -1 else ""
+    )
     return name if parameter.required else f"[{name}]"
 
 
 def option(parameter: Any, hint: Any) -> str:
     """The option's names and the values that it takes."""
     names = sorted(parameter.opts, key=len, reverse=True) + parameter.secondary_opts
-    return " ".join([" / ".join(code(name) for name in names), *filter(None, [values(parameter, hint)])])
+    return " ".join(
+        [" / ".join(code(name) for name in names), *filter(None, [values(parameter, hint)])]
+    )
 
 
 def values(parameter: Any, hint: Any) -> str:
@@ -128,11 +163,15 @@ def values(parameter: Any, hint: Any) -> str:
     if parameter.metavar:
         return code(parameter.metavar)
     kind, information = get_args(hint)[:2] if hint is not None else (str, None)
-    bare = next((one for one in (kind, *get_args(kind)) if one in TYPES or get_origin(one) is Literal), kind)
+    bare = next(
+        (one for one in (kind, *get_args(kind)) if one in TYPES or get_origin(one) is Literal), kind
+    )
     if get_origin(bare) is Literal:
         return " \\| ".join(code(value) for value in get_args(bare))
     bounds = [
-        f"{sign} {bound}" for sign, bound in (("≥", information.min), ("≤", information.max)) if bound is not None
+        f"{sign} {bound}"
+        for sign, bound in (("≥", information.min), ("≤", information.max))
+        if bound is not None
     ]
     return ", ".join([code(TYPES.get(bare, "VALUE")), *bounds])
 

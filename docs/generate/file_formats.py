@@ -1,9 +1,11 @@
-"""The page of file formats, from the constants, classes and docstrings of the code that writes and reads them."""
+"""The page of file formats, from the constants, classes and docstrings of the code that writes and
+reads them.
+"""
 
 import inspect
 from types import ModuleType
 
-from dcclip_cli import checksums, run_dir, store
+from dcclip_cli.core import checksums, run_dir, store
 from dcclip_cli.curation import collect, shards
 from dcclip_cli.data import index
 from dcclip_cli.data.pair import Pair
@@ -34,12 +36,19 @@ def described(part: ModuleType | type) -> str:
 
 
 def files(rows: dict[str, str]) -> str:
-    return table(("file", "what it is"), ((code(name), escaped(text)) for name, text in rows.items()))
+    return table(
+        ("file", "what it is"), ((code(name), escaped(text)) for name, text in rows.items())
+    )
 
 
 def run_directory() -> str:
     stages = (
-        (code(f"{one.name}/"), code(one.product), ", ".join(map(code, one.made_from)), code(one.model or "-"))
+        (
+            code(f"{one.name}/"),
+            code(one.product),
+            ", ".join(map(code, one.made_from)),
+            code(one.model or "-"),
+        )
         for one in run_dir.STAGES
     )
     of_run = {
@@ -59,7 +68,8 @@ def run_directory() -> str:
     return (
         "## Run directory\n\n`runs/NAME/`, or what `--out` names:\n\n"
         + files(of_run)
-        + "\nEach stage has a folder. It is finished when its product is there, and out of date when one of these\n"
+        + "\nEach stage has a folder. It is finished when its product is there, and "
+        "out of date when one of these\n"
         "sections of the recipe has changed:\n\n"
         + table(("folder", "product", "made from", "model in"), stages)
         + "\n`distill/` and `align/` contain:\n\n"
@@ -81,13 +91,21 @@ def model_directory() -> str:
 
 def export() -> str:
     graphs = (
-        (code(bundle.IMAGE), f"{code(bundle.PIXELS)} float32 (B, 3, H, W)", f"{code(bundle.IMAGE_EMBEDS)} (B, D)"),
+        (
+            code(bundle.IMAGE),
+            f"{code(bundle.PIXELS)} float32 (B, 3, H, W)",
+            f"{code(bundle.IMAGE_EMBEDS)} (B, D)",
+        ),
         (
             f"{code(bundle.IMAGE)} with `preprocess: graph`",
             f"{code(bundle.RGB)} uint8 (1, height, width, 3)",
             f"{code(bundle.IMAGE_EMBEDS)} (1, D)",
         ),
-        (code(bundle.TEXT), f"{code(bundle.TOKENS)} int64 (B, L)", f"{code(bundle.TEXT_EMBEDS)} (B, D)"),
+        (
+            code(bundle.TEXT),
+            f"{code(bundle.TOKENS)} int64 (B, L)",
+            f"{code(bundle.TEXT_EMBEDS)} (B, D)",
+        ),
     )
     return (
         "## Bundle\n\nWhat `dcclip export` writes for onnxruntime: two graphs, "
@@ -102,14 +120,17 @@ def export() -> str:
 def pairs() -> str:
     rows = {
         f"000000.tar, 000000.tar{index.SUFFIX}, ...": "shards: `KEY.jpg|png|webp` next to `KEY.json`; indexes",
-        collect.MANIFEST: "counts of pairs and captions, sources with their licenses, SHA-256 of the shards, options",
+        collect.MANIFEST: "counts of pairs and captions, sources with their licenses, SHA-256 of the "
+        "shards, options",
         collect.REPORT: "what was kept and dropped, with examples",
         DROPPED: "every dropped pair with its reason",
     }
     return (
         f"## Pairs and shards\n\n{described(Pair)}\n{members(Pair)}\n"
-        "Parquet files have these as columns (`meta` as JSON); an `embedding` may be in the place of `image`.\n"
-        "In tars, `zh`, `en` and the keys of `meta` are in `KEY.json`: [Data](../how-to/data.md).\n\n"
+        "Parquet files have these as columns (`meta` as JSON); an `embedding` may be in "
+        "the place of `image`.\n"
+        "In tars, `zh`, `en` and the keys of `meta` are in `KEY.json`: "
+        "[Data](../how-to/data.md).\n\n"
         f"### The output of collect\n\n{described(shards)}\n{files(rows)}"
     )
 
@@ -128,16 +149,22 @@ def caches() -> str:
         f"{teacher_cache.FOLDER}/": "feature stores: a teacher's features of augmented images and of captions",
         f"{teacher.TEACHERS}/": "facts about teachers, for which these need not be loaded",
         "features/": "feature stores: embeddings of `dcclip eval`",
-        "search/, embed/": "feature stores: indexes of `dcclip search`, and what a stopped `dcclip embed` has done",
+        "search/, embed/": "feature stores: indexes of `dcclip search`, and what a stopped `dcclip "
+        "embed` has done",
         "index/": "indexes of shards next to which none can be written",
-        "shards/, images/": "shards from URLs, and images of Parquet files; each of a bounded size (`data.cache_gb`)",
+        "shards/, images/": "shards from URLs, and images of Parquet files; each of a bounded size "
+        "(`data.cache_gb`)",
         "weights/": "safetensors copies of pickled weights",
         "demo/": "the web page of `dcclip demo`",
         "npm/": "the libraries of the web page, fetched once",
     }
     return (
-        "## Cache folder\n\n`$DCCLIP_CACHE`, else `~/.cache/dcclip`. All of it can be deleted: it is made again.\n\n"
-        + table(("folder", "what is in it"), ((code(name), escaped(text)) for name, text in folders.items()))
+        "## Cache folder\n\n`$DCCLIP_CACHE`, else `~/.cache/dcclip`. All of it can be "
+        "deleted: it is made again.\n\n"
+        + table(
+            ("folder", "what is in it"),
+            ((code(name), escaped(text)) for name, text in folders.items()),
+        )
         + f"\n### Feature stores\n\n{described(store)}"
     )
 

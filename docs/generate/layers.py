@@ -20,8 +20,13 @@ def page() -> str:
     rows = []
     for part in reversed(list(TopologicalSorter(below).static_order())):
         late = {other for other in below[part] if (part, other) in LATE}
-        cells = (", ".join(map(code, sorted(others))) or "-" for others in (below[part] - late, late))
+        cells = (
+            ", ".join(map(code, sorted(others))) or "-" for others in (below[part] - late, late)
+        )
         rows.append((code(part), *cells))
     shared, light = (", ".join(map(code, sorted(names))) for names in (SHARED, LIGHT))
     head = ("part", "may import", "inside functions only")
-    return f"{MADE}{HEAD.format(shared=shared)}{table(head, rows)}\nWithout torch, so imported anywhere: {light}.\n"
+    return (
+        f"{MADE}{HEAD.format(shared=shared)}{table(head, rows)}\nWithout torch, so "
+        f"imported anywhere: {light}.\n"
+    )

@@ -7,7 +7,7 @@ from html import escape
 from inspect import formatannotation
 from typing import Any
 
-from dcclip_cli.errors import Language, Message, translated
+from dcclip_cli.core.errors import Language, Message, translated
 
 WIDTH = 100  # of blocks of code, which a page of the site shows without scrolling
 MADE = "<!-- Made by python -m docs.generate: change the code, or docs/generate. -->\n"
@@ -48,8 +48,12 @@ def members(kind: Any) -> str:
 
 def field(one: Field[Any]) -> str:
     default = one.default if one.default_factory is MISSING else one.default_factory()
-    kind = one.type if isinstance(one.type, str) else formatannotation(one.type).replace("typing.", "")
-    return code(f"{one.name}: {kind}" + ("" if default is MISSING else f" = {default!r}".replace("'", '"')))
+    kind = (
+        one.type if isinstance(one.type, str) else formatannotation(one.type).replace("typing.", "")
+    )
+    return code(
+        f"{one.name}: {kind}" + ("" if default is MISSING else f" = {default!r}".replace("'", '"'))
+    )
 
 
 def filled(head: str, items: list[str], tail: str) -> str:

@@ -1,8 +1,10 @@
-"""Writes the catalogue of messages: dcclip_cli/locale/zh/LC_MESSAGES/dcclip.po, and dcclip.mo, which dcclip reads.
+"""Writes the catalogue of messages: dcclip_cli/locale/zh/LC_MESSAGES/dcclip.po, and dcclip.mo,
+which dcclip reads.
 
     python -m docs.generate.messages
 
-Translate what is empty in dcclip.po, and run it again. tests/test_messages.py fails while anything is missing.
+Translate what is empty in dcclip.po, and run it again. tests/test_messages.py fails while anything
+is missing.
 """
 
 import ast
@@ -20,15 +22,23 @@ from typer import rich_utils
 from typer.main import get_command
 
 from dcclip_cli.cli.app import app
+from dcclip_cli.core.errors import DOMAIN, LOCALES
 from dcclip_cli.curation.report import _explanations
-from dcclip_cli.errors import DOMAIN, LOCALES
 from dcclip_cli.recipe.schema import Recipe
 
 ROOT = Path(__file__).parents[2]
 FILE = LOCALES / "zh" / "LC_MESSAGES" / f"{DOMAIN}.po"
 # Calls whose first arguments are messages, and how many.
 CALLS = {"Message": 1} | dict.fromkeys(
-    ("DcclipError", "AgainError", "NotFiniteError", "RefusedError", "ImageError", "TooManyPixelsError"), 2
+    (
+        "DcclipError",
+        "AgainError",
+        "NotFiniteError",
+        "RefusedError",
+        "ImageError",
+        "TooManyPixelsError",
+    ),
+    2,
 )
 TYPER = "typer"
 HEADER = """\
@@ -47,7 +57,11 @@ def in_code() -> Iterator[tuple[str, str]]:
         for node in ast.walk(ast.parse(file.read_text("utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
                 for argument in node.args[: CALLS.get(node.func.id, 0)]:
-                    if isinstance(argument, ast.Constant) and isinstance(argument.value, str) and argument.value:
+                    if (
+                        isinstance(argument, ast.Constant)
+                        and isinstance(argument.value, str)
+                        and argument.value
+                    ):
                         yield argument.value, file.relative_to(ROOT).as_posix()
 
 
@@ -75,7 +89,9 @@ def in_templates() -> Iterator[tuple[str, str]]:
         for call in Environment().parse(file.read_text("utf-8")).find_all(nodes.Call):
             if isinstance(call.node, nodes.Name) and call.node.name in ("_", "message"):
                 first = call.args[0]
-                for each in first.find_all(nodes.Const) if isinstance(first, nodes.CondExpr) else call.args:
+                for each in (
+                    first.find_all(nodes.Const) if isinstance(first, nodes.CondExpr) else call.args
+                ):
                     if isinstance(each, nodes.Const) and isinstance(each.value, str):
                         yield each.value, file.relative_to(ROOT).as_posix()
     for step, meanings in _explanations().items():
@@ -86,7 +102,12 @@ def in_templates() -> Iterator[tuple[str, str]]:
 
 def of_typer() -> Iterator[tuple[str, str]]:
     """The words of Typer, which it looks up in the catalogue by gettext."""
-    names = ("DEFAULT_STRING", "REQUIRED_LONG_STRING", "ARGUMENTS_PANEL_TITLE", "OPTIONS_PANEL_TITLE")
+    names = (
+        "DEFAULT_STRING",
+        "REQUIRED_LONG_STRING",
+        "ARGUMENTS_PANEL_TITLE",
+        "OPTIONS_PANEL_TITLE",
+    )
     for name in (*names, "COMMANDS_PANEL_TITLE", "ERRORS_PANEL_TITLE", "ABORTED_TEXT", "RICH_HELP"):
         yield getattr(rich_utils, name), TYPER
 
@@ -116,7 +137,9 @@ def po(catalog: Catalog) -> bytes:
 def mo(catalog: Catalog) -> bytes:
     """The bytes of dcclip.mo."""
     file = BytesIO()
-    catalog.creation_date = catalog.revision_date = datetime(2026, 1, 1, tzinfo=UTC)  # not another file each time
+    catalog.creation_date = catalog.revision_date = datetime(
+        2026, 1, 1, tzinfo=UTC
+    )  # not another file each time
     write_mo(file, catalog)
     return file.getvalue()
 

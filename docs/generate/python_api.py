@@ -1,4 +1,6 @@
-"""The page of the Python API: a table of its functions, from signatures and docstrings, and what the site adds."""
+"""The page of the Python API: a table of its functions, from signatures and docstrings, and what
+the site adds.
+"""
 
 import inspect
 from types import FunctionType
@@ -68,7 +70,8 @@ for row in swept.rows:
 """
 TYPES = {
     "AnyRecipe": "a YAML file, a mapping, or a recipe that is loaded already",
-    "Sets": 'values by dotted key, `{"student.image.size": 64}`, or texts, `["student.image.size=64"]`',
+    "Sets": 'values by dotted key, `{"student.image.size": 64}`, or texts, '
+    '`["student.image.size=64"]`',
     "PathLike": "`str` or `os.PathLike`",
     "Processes": 'a number, or `"auto"`: one for each GPU',
     "ProgressChoice": "`True` for bars on stderr, or a function that receives lines",
@@ -76,8 +79,8 @@ TYPES = {
     "ImageInput": "a path, the bytes of a file, or a Pillow image",
 }
 RESULTS = """\
-inference.model.Prediction inference.files.SearchResult inference.index.Hit inference.bench.Bench
-inference.files.Embeddings api.NewResult api.IndexResult eval.registry.KnownSet api.SweepResult recipe.sweep.SweepRow
+inference.model.Prediction photos.files.SearchResult photos.index.Hit inference.bench.Bench
+photos.files.Embeddings api.NewResult api.IndexResult eval.registry.KnownSet api.SweepResult recipe.sweep.SweepRow
 api.RunResult recipe.summary.ModelSummary curation.collect.CollectResult run_dir.TrainResult eval.result.EvalResult
 eval.compare.Comparison eval.compare.Difference exporters.export.ExportResult model.trim.TrimResult
 publish.push.Pushed
@@ -86,14 +89,23 @@ publish.push.Pushed
 
 def page() -> str:
     functions = {name: getattr(dcclip_cli, name) for name in sorted(dcclip_cli.__all__)}
-    functions = {name: function for name, function in functions.items() if isinstance(function, FunctionType)}
-    methods = {name: method for name, method in vars(Model).items() if isinstance(method, FunctionType)}
+    functions = {
+        name: function for name, function in functions.items() if isinstance(function, FunctionType)
+    }
+    methods = {
+        name: method for name, method in vars(Model).items() if isinstance(method, FunctionType)
+    }
     types = table(("in signatures", "is"), ((code(name), text) for name, text in TYPES.items()))
-    details = "\n".join(f"\n::: dcclip_cli.{name}" for name in ("inference.model.Model", *RESULTS.split()))
+    details = "\n".join(
+        f"\n::: dcclip_cli.{name}" for name in ("inference.model.Model", *RESULTS.split())
+    )
     return (
-        f"{MADE}{HEAD}{summary(functions)}\n## A loaded model\n\n`dcclip.load(...)` returns a `Model`:\n\n"
-        f"{summary(methods)}\n{types}{STEPS}\n## Signatures, docstrings and results\n\nThe site has them here.\n\n"
-        "::: dcclip_cli\n    options:\n      show_root_heading: false\n      show_root_toc_entry: false\n"
+        f"{MADE}{HEAD}{summary(functions)}\n## A loaded model\n\n`dcclip.load(...)` "
+        f"returns a `Model`:\n\n"
+        f"{summary(methods)}\n{types}{STEPS}\n## Signatures, docstrings and "
+        f"results\n\nThe site has them here.\n\n"
+        "::: dcclip_cli\n    options:\n      show_root_heading: false\n      "
+        "show_root_toc_entry: false\n"
         f"      members_order: __all__\n{details}\n"
     )
 
@@ -101,7 +113,10 @@ def page() -> str:
 def summary(functions: dict[str, FunctionType]) -> str:
     """A table of public functions: how to call each, and the first line of its docstring."""
     rows = (
-        (code(f"{name}({arguments(function)})"), escaped((inspect.getdoc(function) or "").split("\n")[0]))
+        (
+            code(f"{name}({arguments(function)})"),
+            escaped(_summary(function)),
+        )
         for name, function in functions.items()
         if not name.startswith("_")
     )
@@ -118,3 +133,9 @@ def arguments(function: FunctionType) -> str:
         default = "" if parameter.default is parameter.empty else f"={parameter.default!r}"
         parts += [] if parameter.name == "self" else [f"{prefix}{parameter.name}{default}"]
     return ", ".join(parts)
+
+
+def _summary(function: object) -> str:
+    """The first paragraph of a docstring in one line."""
+    paragraph = (inspect.getdoc(function) or "").partition("\n\n")[0]
+    return " ".join(paragraph.split())

@@ -5,9 +5,9 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from dcclip_cli.core.errors import Language
+from dcclip_cli.core.options import NEUTRAL
 from dcclip_cli.curation.options import CollectOptions
-from dcclip_cli.errors import Language
-from dcclip_cli.options import NEUTRAL
 from dcclip_cli.recipe.schema import Recipe
 from dcclip_cli.train.options import TrainOptions
 from docs.generate.markdown import MADE, anchor, code, escaped, table, text
@@ -115,12 +115,25 @@ WORDS = {
     "object": "映射",
     "multiple of": "倍数",
 }
-_WORD = re.compile("|".join(rf"(?<![\w.]){re.escape(word)}(?![\w.])" for word in sorted(WORDS, key=len, reverse=True)))
+_WORD = re.compile(
+    "|".join(
+        rf"(?<![\w.]){re.escape(word)}(?![\w.])" for word in sorted(WORDS, key=len, reverse=True)
+    )
+)
 # The keys that most recipes set; both training stages share those without a section.
 COMMON = {
     *("name", "teacher", "student.preset", "student.embed_dim"),
     *("data.train", "data.images", "data.texts", "data.validation"),
-    *("collect.sources", "collect.filters", "steps", "epochs", "batch_size", "accumulate", "optimizer.lr", "precision"),
+    *(
+        "collect.sources",
+        "collect.filters",
+        "steps",
+        "epochs",
+        "batch_size",
+        "accumulate",
+        "optimizer.lr",
+        "precision",
+    ),
     *("distill.losses", "align.start", "align.lock"),
     *("eval.datasets", "eval.data_root", "export.format", "export.precision"),
 }
@@ -128,7 +141,13 @@ COLUMNS: dict[Language, tuple[str, ...]] = {
     "en": ("key", "value", "default", "what it does"),
     "zh": ("键", "取值", "默认值", "作用"),
 }
-BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<", "multipleOf": "multiple of"}
+BOUNDS = {
+    "minimum": "≥",
+    "exclusiveMinimum": ">",
+    "maximum": "≤",
+    "exclusiveMaximum": "<",
+    "multipleOf": "multiple of",
+}
 TYPES = {"boolean": "`true` or `false`", "string": "text"}
 Facts = dict[str, Any]  # a part of a JSON Schema
 SCHEMA: Facts = Recipe.model_json_schema()
@@ -136,11 +155,18 @@ SHARED: Facts = TrainOptions.model_json_schema()  # the keys of both training st
 
 
 def page(language: Language = "en") -> str:
-    """The whole page: a table for each section of a recipe and, after it, for each list of kinds that is new in it."""
+    """The whole page: a table for each section of a recipe and, after it, for each list of kinds
+    that is new in it.
+    """
     fields = (TrainOptions.model_fields | CollectOptions.model_fields).items()
     neutral = ", ".join(f"`{key}`" for key, field in fields if NEUTRAL in field.metadata)
-    top = [row(key, facts, SCHEMA, language, top=True) for key, facts in SCHEMA["properties"].items()]
-    parts = [MADE + HEAD[language].replace("NEUTRAL_KEYS", neutral), section("The top", "", common(top), language)]
+    top = [
+        row(key, facts, SCHEMA, language, top=True) for key, facts in SCHEMA["properties"].items()
+    ]
+    parts = [
+        MADE + HEAD[language].replace("NEUTRAL_KEYS", neutral),
+        section("The top", "", common(top), language),
+    ]
     for key, facts in SCHEMA["properties"].items():
         if key == "distill":
             parts.append(options("distill and align", "", SHARED, language))
@@ -170,7 +196,9 @@ def common(rows: Iterable[tuple[str, ...]]) -> Iterator[tuple[str, ...]]:
 
 
 def kinds(title: str, facts: Facts, language: Language) -> str:
-    """The section of a mapping with `kind`: the keys that several kinds share, then each kind with its own."""
+    """The section of a mapping with `kind`: the keys that several kinds share, then each kind with
+    its own.
+    """
     parts = {name: SCHEMA["$defs"][name] for name in classes(facts)}
     having: dict[tuple[str, ...], list[str]] = {}
     for name, part in parts.items():
@@ -179,13 +207,20 @@ def kinds(title: str, facts: Facts, language: Language) -> str:
     rows = list[tuple[str, ...]]()
     for (*cells, about), names in having.items():
         if len(names) > 1:
-            of = ", ".join(f"`{kind}`" for name in names for kind in choices(parts[name]["properties"]["kind"]))
+            of = ", ".join(
+                f"`{kind}`" for name in names for kind in choices(parts[name]["properties"]["kind"])
+            )
             rows.append((*cells, about if len(names) == len(parts) else f"{about} ({of})"))
     for name, part in parts.items():
         named = ", ".join(f"**`kind: {kind}`**" for kind in choices(part["properties"]["kind"]))
         rows.append((named, "", "", cell(part["description"], language)))
         rows += [each for each in keys("", part, language) if having[each] == [name]]
-    return section(title, text(facts["description"], language) + ("." if language == "en" else "。"), rows, language)
+    return section(
+        title,
+        text(facts["description"], language) + ("." if language == "en" else "。"),
+        rows,
+        language,
+    )
 
 
 def section(title: str, about: str, rows: Iterable[Sequence[str]], language: Language) -> str:
@@ -203,7 +238,9 @@ def keys(prefix: str, part: Facts, language: Language) -> Iterator[tuple[str, ..
                 yield from keys(f"{prefix}{key}.", SCHEMA["$defs"][inner[0]], language)
 
 
-def row(key: str, facts: Facts, part: Facts, language: Language, top: bool = False) -> tuple[str, ...]:
+def row(
+    key: str, facts: Facts, part: Facts, language: Language, top: bool = False
+) -> tuple[str, ...]:
     """The row of a key by its full name; at the top, that of a section leads to it."""
     inner = classes(facts)
     about = [cell(facts.get("description", ""), language)]
@@ -211,17 +248,23 @@ def row(key: str, facts: Facts, part: Facts, language: Language, top: bool = Fal
         docstring = SCHEMA["$defs"][inner[0]].get("description", "")
         shown_docstring = cell(docstring, language)
         if repeats(facts.get("description", ""), docstring):
-            shown_docstring = re.split(r"\. |。", shown_docstring, maxsplit=1)[1:][0] if ". " in docstring else ""
+            shown_docstring = (
+                re.split(r"\. |。", shown_docstring, maxsplit=1)[1:][0] if ". " in docstring else ""
+            )
         about += [shown_docstring] if shown_docstring else []
     shown = (". " if language == "en" else "。").join(part.rstrip(".。") for part in about)
     allowed = f"see [{key}](#{key})" if top and inner else values(facts)
-    default = "*required*" if key.rpartition(".")[2] in part.get("required", ()) else shown_default(facts)
+    default = (
+        "*required*" if key.rpartition(".")[2] in part.get("required", ()) else shown_default(facts)
+    )
     return code(key), worded(allowed, language), worded(default, language), shown
 
 
 def repeats(description: str, docstring: str) -> bool:
     """Whether most words of a docstring's first sentence are in the description already."""
-    words, described = (set(re.findall(r"\w+", text.lower())) for text in (docstring.split(". ")[0], description))
+    words, described = (
+        set(re.findall(r"\w+", text.lower())) for text in (docstring.split(". ")[0], description)
+    )
     return len(words & described) > len(words) / 2
 
 
@@ -266,7 +309,11 @@ def values(facts: Facts) -> str:
     if facts["type"] == "array":
         return f"list: {values(facts['items'])}"
     kind = "path" if facts.get("format") == "path" else TYPES.get(facts["type"], facts["type"])
-    bounds = [f"{sign} {facts[name]:,}".removesuffix(".0") for name, sign in BOUNDS.items() if name in facts]
+    bounds = [
+        f"{sign} {facts[name]:,}".removesuffix(".0")
+        for name, sign in BOUNDS.items()
+        if name in facts
+    ]
     return ", ".join([kind, *(bound.replace(",", " ") for bound in bounds)])
 
 
@@ -279,12 +326,18 @@ def classes(facts: Facts) -> list[str]:
     if "$ref" in facts:
         return [str(facts["$ref"].rpartition("/")[2])]
     items = facts.get("items")
-    inner = (*facts.get("anyOf", ()), *facts.get("oneOf", ()), *([items] if isinstance(items, dict) else []))
+    inner = (
+        *facts.get("anyOf", ()),
+        *facts.get("oneOf", ()),
+        *([items] if isinstance(items, dict) else []),
+    )
     return list(dict.fromkeys(name for one in inner for name in classes(one)))
 
 
 def place(facts: Facts) -> str:
-    """The first key that takes the same kinds, in whose section they are; "" if the value has no kinds."""
+    """The first key that takes the same kinds, in whose section they are; "" if the value has no
+    kinds.
+    """
     wanted = classes(facts)
     for key, top in SCHEMA["properties"].items():
         inner = classes(top)

@@ -1,11 +1,13 @@
-"""Takes the screenshots of dcclip's three pages in Chromium: the search page, the page in the browser, and a report.
+"""Takes the screenshots of dcclip's three pages in Chromium: the search page, the page in the
+browser, and a report.
 
     pip install playwright; apt-get install chromium fonts-noto-cjk budgie-backgrounds
     python docs/images/screenshots.py [search] [web] [report]
 
-search-page.png and search-page-zh.png: `dcclip serve` on the repository's six photographs and the 18 pictures of
-Debian's package budgie-backgrounds (CC0). web-page.png and web-page-zh.png: `dcclip demo` with three photographs.
-report.png: the report of `dcclip eval` on two data sets of the quick start.
+search-page.png and search-page-zh.png: `dcclip serve` on the repository's six photographs and the
+18 pictures of Debian's package budgie-backgrounds (CC0). web-page.png and web-page-zh.png: `dcclip
+demo` with three photographs. report.png: the report of `dcclip eval` on two data sets of the quick
+start.
 """
 
 import contextlib
@@ -51,7 +53,9 @@ def search_server(folder: Path) -> Iterator[str]:
     shutil.copytree(BACKGROUNDS, photos, dirs_exist_ok=True)
     command = [sys.executable, "-m", "dcclip_cli", "serve", "--folder", "Pictures", "--port", "0"]
     env = {**os.environ, "DCCLIP_CACHE": str(folder / "cache")}
-    with subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.PIPE, text=True) as server:
+    with subprocess.Popen(
+        command, cwd=folder, env=env, stdout=subprocess.PIPE, text=True
+    ) as server:
         assert server.stdout is not None
         yield server.stdout.readline().strip()
         server.terminate()
@@ -66,7 +70,9 @@ def search(browser: Browser) -> None:
             page.press("#text", "Enter")
             page.wait_for_selector("#status:text-matches('(ms|毫秒)$')", timeout=60_000)
             page.wait_for_load_state("networkidle")
-            bottom = page.eval_on_selector("#photos > :nth-child(18)", "(li) => li.getBoundingClientRect().bottom")
+            bottom = page.eval_on_selector(
+                "#photos > :nth-child(18)", "(li) => li.getBoundingClientRect().bottom"
+            )
             page.evaluate("document.activeElement.blur()")
             save(page, f"search-page{suffix}.png", 1000, bottom)
 
@@ -92,8 +98,12 @@ def web(browser: Browser) -> None:
             page.fill("#labels", LABELS)
             page.set_input_files("#files", photos)
             page.evaluate("document.activeElement.blur()")
-            page.wait_for_selector(f"#pictures > li:nth-child({len(photos)}) ol li", timeout=120_000)
-            bottom = page.evaluate("document.querySelector('#pictures').getBoundingClientRect().bottom + scrollY + 24")
+            page.wait_for_selector(
+                f"#pictures > li:nth-child({len(photos)}) ol li", timeout=120_000
+            )
+            bottom = page.evaluate(
+                "document.querySelector('#pictures').getBoundingClientRect().bottom + scrollY + 24"
+            )
             save(page, f"web-page{suffix}.png", 900, bottom)
 
 
@@ -111,7 +121,9 @@ SCREENSHOTS = {"search": search, "web": web, "report": report}
 
 def main() -> None:
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        browser = playwright.chromium.launch(
+            executable_path=shutil.which("chromium"), args=["--no-sandbox"]
+        )
         for name in sys.argv[1:] or SCREENSHOTS:
             SCREENSHOTS[name](browser)
         browser.close()

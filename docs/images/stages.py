@@ -64,7 +64,8 @@ text { font: 15px system-ui, "Noto Sans CJK SC", sans-serif; fill: #1f2328; text
 def marker(name: str, colour: str) -> str:
     head = f'<path d="M0 0 8 4 0 8z" fill="{colour}"/>'
     return (
-        f'<marker id="{name}" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="8" markerHeight="8" '
+        f'<marker id="{name}" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="8" '
+        f'markerHeight="8" '
         f'orient="auto-start-reverse">{head}</marker>'
     )
 
@@ -88,10 +89,16 @@ def label(x: int, y: int, text: str, kind: str = "") -> str:
 def distill(texts: dict[str, str]) -> list[str]:
     parts = [label(20, 30, texts["distill"], "title")]
     parts += [label(320, 62, texts["teacher"]), label(690, 62, texts["student"])]
-    for y, source, tower, caption in ((80, "image", "image tower", ""), (180, "text", "text tower", "caption")):
+    for y, source, tower, caption in (
+        (80, "image", "image tower", ""),
+        (180, "text", "text tower", "caption"),
+    ):
         parts.append(box(20, y, 120, "", texts[source]))
         parts += [label(80, y + 62, texts[caption], "small")] if caption else []
-        parts += [box(230, y, 180, "teacher", texts[tower]), box(600, y, 180, "student", texts[tower])]
+        parts += [
+            box(230, y, 180, "teacher", texts[tower]),
+            box(600, y, 180, "student", texts[tower]),
+        ]
         parts.append(line(f"M140 {y + 22} H224"))
         parts.append(line(f"M180 {y + 22} V{y + 54} H690 V{y + 50}"))
         parts.append(line(f"M420 {y + 22} H590", "loss"))
@@ -100,7 +107,10 @@ def distill(texts: dict[str, str]) -> list[str]:
 
 def align(texts: dict[str, str]) -> list[str]:
     parts = [label(20, 290, texts["align"], "title")]
-    for y, source, tower, caption in ((320, "image", "image tower", ""), (420, "text", "text tower", "caption")):
+    for y, source, tower, caption in (
+        (320, "image", "image tower", ""),
+        (420, "text", "text tower", "caption"),
+    ):
         parts.append(box(20, y, 120, "", texts[source]))
         parts += [label(80, y + 62, texts[caption], "small")] if caption else []
         parts += [box(230, y, 180, "student", texts[tower]), line(f"M140 {y + 22} H224")]
@@ -109,15 +119,23 @@ def align(texts: dict[str, str]) -> list[str]:
     for row in range(4):
         for column in range(4):
             kind = "same" if row == column else "other"
-            parts.append(f'<rect x="{530 + 34 * column}" y="{316 + 34 * row}" width="30" height="30" class="{kind}"/>')
+            parts.append(
+                f'<rect x="{530 + 34 * column}" y="{316 + 34 * row}" width="30" '
+                f'height="30" class="{kind}"/>'
+            )
     return [*parts, label(597, 476, texts["contrast"], "small red")]
 
 
 def svg(texts: dict[str, str]) -> str:
     parts = [*distill(texts), *align(texts)]
-    defs = f"<defs>{marker('arrow', '#59636e')}{marker('red', '#cf222e')}</defs><style>{STYLE}</style>"
+    defs = (
+        f"<defs>{marker('arrow', '#59636e')}{marker('red', '#cf222e')}</defs><style>{STYLE}</style>"
+    )
     body = "\n".join(parts)
-    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 800 500" width="800">{defs}\n{body}\n</svg>\n'
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 800 500" '
+        f'width="800">{defs}\n{body}\n</svg>\n'
+    )
 
 
 def main() -> None:

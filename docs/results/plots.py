@@ -23,7 +23,8 @@ from docs.results.records import (
 
 IMAGES_FOLDER = FOLDER.parent / "images"
 
-# In the light, and in the dark: background, text, lines; then English and Chinese, which read on both.
+# In the light, and in the dark: background, text, lines; then English and Chinese, which read on
+# both.
 LIGHT_DARK = {"#ffffff": "#0d1117", "#1f2328": "#e6edf3", "#d0d7de": "#3d444d"}
 COLOURS = {"en": "#2f81f7", "zh": "#e8710a"}
 MARKERS = {"en": "o", "zh": "s"}
@@ -60,7 +61,12 @@ LABELS = {
     "contrast": "without a teacher",
     "int8": "student, int8",
 }
-MODELS = {"teacher": "demo teacher", "student": "student", "tenth": "student at a tenth", "contrast": "contrast alone"}
+MODELS = {
+    "teacher": "demo teacher",
+    "student": "student",
+    "tenth": "student at a tenth",
+    "contrast": "contrast alone",
+}
 
 NAMED_ABOVE = {"student", "int8", "teacher"}
 
@@ -68,7 +74,9 @@ NAMED_ABOVE = {"student", "int8", "teacher"}
 Point = tuple[str, float, list[float]]
 
 
-def svg(size: tuple[float, float], panels: int, draw: Callable[[Any, Any], None], sharey: bool = True) -> str:
+def svg(
+    size: tuple[float, float], panels: int, draw: Callable[[Any, Any], None], sharey: bool = True
+) -> str:
     """The figure that `draw(figure, axes)` makes, dark where the viewer prefers dark."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -135,7 +143,9 @@ def means(data: str, names: list[str]) -> list[Point]:
 
 def one_run(data: str, file: str = "emoji", **where: str) -> list[float]:
     """Top-1 of one run in both languages."""
-    return [only(file, metric="top-1", data=data, language=language, **where) for language in LANGUAGES]
+    return [
+        only(file, metric="top-1", data=data, language=language, **where) for language in LANGUAGES
+    ]
 
 
 def headline() -> str:
@@ -145,7 +155,9 @@ def headline() -> str:
         (axes,) = panels
         scatter(axes, means("twemoji", list(MODELS)))
         logarithmic(axes, [0.5, 1, 2, 5], (0.3, 9))
-        axes.set(xlabel=LABELS["parameters"], ylabel=LABELS["top-1"], ylim=(58, 75), yticks=[60, 65, 70])
+        axes.set(
+            xlabel=LABELS["parameters"], ylabel=LABELS["top-1"], ylim=(58, 75), yticks=[60, 65, 70]
+        )
         axes.legend(loc="lower right")
 
     return svg((6, 3.2), 1, draw)
@@ -153,7 +165,10 @@ def headline() -> str:
 
 def latency() -> str:
     """Top-1 on twemoji against the time for one image."""
-    times = {one["model"] + one["setup"]: float(one["value"]) for one in select(records("emoji"), metric="one image")}
+    times = {
+        one["model"] + one["setup"]: float(one["value"])
+        for one in select(records("emoji"), metric="one image")
+    }
     values = {name: values for name, _, values in means("twemoji", ["teacher", "student"])}
     points: list[Point] = [
         ("teacher", times["demo teacher"], values["teacher"]),
@@ -165,7 +180,12 @@ def latency() -> str:
         (axes,) = panels
         scatter(axes, points)
         logarithmic(axes, [0.1, 0.3, 1, 3], (0.05, 11))
-        axes.set(xlabel="time for one image, ms", ylabel=LABELS["top-1"], ylim=(58, 75), yticks=[60, 65, 70])
+        axes.set(
+            xlabel="time for one image, ms",
+            ylabel=LABELS["top-1"],
+            ylim=(58, 75),
+            yticks=[60, 65, 70],
+        )
         axes.legend(loc="lower right")
 
     return svg((6, 3.2), 1, draw)
@@ -193,7 +213,10 @@ def time() -> str:
     runs: dict[str, tuple[str, dict[str, str]]] = {
         "quick start": ("quickstart", {"setup": "", "seeds": "0", **epyc}),
         "student": ("emoji", {"model": "student", "setup": "run timed, precision: auto", **epyc}),
-        "no teacher,\none thread": ("emoji", {"model": "contrast alone", "setup": "2,650 steps", "seeds": "1"}),
+        "no teacher,\none thread": (
+            "emoji",
+            {"model": "contrast alone", "setup": "2,650 steps", "seeds": "1"},
+        ),
         "teacher": ("emoji", {"model": "demo teacher"}),
     }
 
@@ -216,7 +239,9 @@ def time() -> str:
 
 def english_chinese() -> str:
     """Chinese top-1 against English top-1: a point for each run and test set."""
-    runs = [one for name in ("emoji", "quickstart") for one in records(name) if one["metric"] == "top-1"]
+    runs = [
+        one for name in ("emoji", "quickstart") for one in records(name) if one["metric"] == "top-1"
+    ]
     colours = ("#2f81f7", "#e8710a", "#3fb950")
 
     def draw(figure: Any, panels: Any) -> None:
@@ -224,10 +249,19 @@ def english_chinese() -> str:
         axes.axline((0, 0), slope=1, color="#d0d7de", zorder=1)
         for data, marker, colour in zip(IMAGES, "os^", colours, strict=True):
             english, chinese = (
-                [float(one["value"]) for one in select(runs, data=data, language=language)] for language in LANGUAGES
+                [float(one["value"]) for one in select(runs, data=data, language=language)]
+                for language in LANGUAGES
             )
-            axes.scatter(english, chinese, color=colour, marker=marker, s=22, alpha=0.8, label=data, zorder=3)
-        axes.set(xlabel="English top-1, %", ylabel="Chinese top-1, %", xlim=(0, 80), ylim=(0, 80), aspect="equal")
+            axes.scatter(
+                english, chinese, color=colour, marker=marker, s=22, alpha=0.8, label=data, zorder=3
+            )
+        axes.set(
+            xlabel="English top-1, %",
+            ylabel="Chinese top-1, %",
+            xlim=(0, 80),
+            ylim=(0, 80),
+            aspect="equal",
+        )
         axes.legend(loc="upper left")
 
     return svg((4.5, 4.3), 1, draw)
@@ -247,12 +281,16 @@ def ablation() -> str:
 
 
 def questions() -> str:
-    """The paper's questions: its variants on drawings, with two teachers on photographs, and on sentences."""
+    """The paper's questions: its variants on drawings, with two teachers on photographs, and on
+    sentences.
+    """
     drawings, photographs = select(records("ablation"), data="twemoji"), records("photographs")
     panels_of = {"drawings": {name: select(drawings, model=own) for name, own in QUESTIONS.items()}}
     for teacher in TEACHERS:
         rows = select(photographs, setup=teacher)
-        panels_of[f"photographs,\n{teacher}"] = {name: select(rows, model=name) for name in QUESTIONS}
+        panels_of[f"photographs,\n{teacher}"] = {
+            name: select(rows, model=name) for name in QUESTIONS
+        }
     sentences = select(photographs, setup=SENTENCES)
     panels_of["sentences"] = {name: select(sentences, model=name) for name in QUESTIONS}
 
@@ -265,13 +303,17 @@ def questions() -> str:
 
 
 def bars(axes: Any, title: str, groups: dict[str, list[Record]], metric: str = "top-1") -> None:
-    """The metric of each group in each language, a bar each with its standard deviation; the first group on top."""
+    """The metric of each group in each language, a bar each with its standard deviation; the first
+    group on top.
+    """
     for place, language in enumerate(LANGUAGES):
         found = [select(rows, language=language) for rows in groups.values()]
         axes.barh(
             [number + 0.4 * place for number, rows in enumerate(found) if rows],
             [float(one["value"]) for rows in found for one in select(rows, metric=metric)],
-            xerr=[float(one["value"]) for rows in found for one in select(rows, metric=f"{metric} sd")],
+            xerr=[
+                float(one["value"]) for rows in found for one in select(rows, metric=f"{metric} sd")
+            ],
             error_kw={"ecolor": "#1f2328", "elinewidth": 0.8},
             height=0.38,
             color=COLOURS[language],
@@ -303,5 +345,7 @@ def digest() -> str:
 
 
 def drawn() -> dict[Path, str]:
-    """Each plot's file and content. The digest in it tells whether it is current, whatever matplotlib drew it."""
+    """Each plot's file and content. The digest in it tells whether it is current, whatever
+    matplotlib drew it.
+    """
     return {IMAGES_FOLDER / name: f"{draw()}<!-- {digest()} -->\n" for name, draw in PLOTS.items()}

@@ -1,6 +1,7 @@
 """The measurements in this folder's CSV files, and the means that pages and plots make of them.
 
-One row is one number: model, setup, data, split, language, metric, value, unit, seeds, machine class, date, command.
+One row is one number: model, setup, data, split, language, metric, value, unit, seeds, machine
+class, date, command.
 """
 
 import csv
@@ -15,7 +16,8 @@ LANGUAGES = ("en", "zh")
 # Test sets of the quick start and their images.
 IMAGES = {"twemoji": 940, "emojione2": 696, "unseen": 210}
 KNOWN, UNSEEN = "known classes, more drawings", "unseen classes, more drawings"
-# The paper's questions: variants on photographs with the like ones of ablation.csv, if there are any; their teachers.
+# The paper's questions: variants on photographs with the like ones of ablation.csv, if there are
+# any; their teachers.
 QUESTIONS = {
     "contrast alone": "contrast-only",
     "contrast alone, inherited tower": "",
@@ -48,10 +50,15 @@ def exact(record: Record) -> float:
     return 100 * round(percentage * images / 100) / images if images else percentage
 
 
-def runs(data: str, language: str, model: str, machine: str = "", metric: str = "top-1") -> list[float]:
+def runs(
+    data: str, language: str, model: str, machine: str = "", metric: str = "top-1"
+) -> list[float]:
     """A model's values, one for each run; with `machine` of those on it alone."""
     where = {"data": data, "language": language, "model": model, "metric": metric, "setup": ""}
-    return [exact(one) for one in select(records("emoji"), **where, **({"machine": machine} if machine else {}))]
+    return [
+        exact(one)
+        for one in select(records("emoji"), **where, **({"machine": machine} if machine else {}))
+    ]
 
 
 def mean(data: str, language: str, model: str, machine: str = "", metric: str = "top-1") -> float:
@@ -60,13 +67,18 @@ def mean(data: str, language: str, model: str, machine: str = "", metric: str = 
 
 
 def over_seeds(found: Iterable[Record]) -> list[Record]:
-    """A record for each group of runs that differ in the seed alone: its mean and standard deviation."""
+    """A record for each group of runs that differ in the seed alone: its mean and standard
+    deviation.
+    """
     groups: dict[tuple[str, ...], list[Record]] = {}
     for one in found:
         model = re.sub(r", seed \d", "", one["model"])
         same = (model, *(one[name] for name in ("setup", "data", "language", "metric")))
         groups.setdefault(same, []).append(one | {"model": model, "seeds": ""})
-    return [one[0] if len({run["value"] for run in one}) == 1 else averaged(one) for one in groups.values()]
+    return [
+        one[0] if len({run["value"] for run in one}) == 1 else averaged(one)
+        for one in groups.values()
+    ]
 
 
 def averaged(found: list[Record]) -> Record:
@@ -75,7 +87,9 @@ def averaged(found: list[Record]) -> Record:
 
 def spread(values: list[float]) -> str:
     """The mean of runs, with the standard deviation of several."""
-    return f"{statistics.mean(values):.1f}" + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")
+    return f"{statistics.mean(values):.1f}" + (
+        f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    )
 
 
 def only(file: str = "emoji", **where: str) -> float:

@@ -1,9 +1,10 @@
-"""Writes the tables of the results pages, and the plots, from this folder's CSV files and the leaderboard's results.
+"""Writes the tables of the results pages, and the plots, from this folder's CSV files and the
+leaderboard's results.
 
     python -m docs.results.render
 
-A table is between `<!-- table: NAME -->` and `<!-- end -->`. tests/test_docs.py fails while a page or a plot is
-not what this script makes.
+A table is between `<!-- table: NAME -->` and `<!-- end -->`. tests/test_docs.py fails while a page
+or a plot is not what this script makes.
 """
 
 import re
@@ -30,7 +31,12 @@ from docs.results.records import (
 PAGES = sorted(Path(__file__).parent.glob("*.md"))
 _TABLE = re.compile(r"(<!-- table: (?P<name>[\w.-]+) -->\n).*?(<!-- end -->)", re.S)
 
-TEACHER, STUDENT, TENTH, CONTRAST = "demo teacher", "student", "student at a tenth", "contrast alone"
+TEACHER, STUDENT, TENTH, CONTRAST = (
+    "demo teacher",
+    "student",
+    "student at a tenth",
+    "contrast alone",
+)
 CLIP_KD, PIXELS = "CLIP-KD's mix", "nearest training image, 16 x 16 pixels"
 
 # A column of a table: its title, then the metric and the data set that it shows.
@@ -48,7 +54,9 @@ def markdown(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     """A Markdown table."""
     head = list(head)
     lines = [head, ["---"] * len(head), *rows]
-    return "".join("|" + "|".join(f" {cell} " if cell else " " for cell in cells) + "|\n" for cells in lines)
+    return "".join(
+        "|" + "|".join(f" {cell} " if cell else " " for cell in cells) + "|\n" for cells in lines
+    )
 
 
 def shown(record: Record, found: list[Record]) -> str:
@@ -75,7 +83,11 @@ def pivot(found: Iterable[Record], by: dict[str, str], columns: Iterable[Column]
     groups: dict[tuple[str, ...], list[Record]] = {}
     for record in found:
         groups.setdefault(tuple(record[name] for name in by.values()), []).append(record)
-    columns = [one for one in columns if any(select(group, metric=one[1], data=one[2]) for group in groups.values())]
+    columns = [
+        one
+        for one in columns
+        if any(select(group, metric=one[1], data=one[2]) for group in groups.values())
+    ]
     rows = [
         [
             *key,
@@ -91,14 +103,19 @@ def pivot(found: Iterable[Record], by: dict[str, str], columns: Iterable[Column]
 
 
 def mean_cell(data: str, model: str, of_teacher: bool = False, deviation: bool = False) -> str:
-    """A model's mean top-1 as `en / zh`, with its standard deviation over the runs, or its share of the teacher's."""
+    """A model's mean top-1 as `en / zh`, with its standard deviation over the runs, or its share
+    of the teacher's.
+    """
     if not runs(data, "en", model):
         return ""
     if deviation:
         return " / ".join(spread(runs(data, language, model)) for language in LANGUAGES)
     means = [mean(data, language, model) for language in LANGUAGES]
     if of_teacher:
-        shares = [100 * one / mean(data, language, TEACHER) for one, language in zip(means, LANGUAGES, strict=True)]
+        shares = [
+            100 * one / mean(data, language, TEACHER)
+            for one, language in zip(means, LANGUAGES, strict=True)
+        ]
         return " / ".join(f"{one:.0f}" for one in shares) + " %"
     return " / ".join(f"{one:.1f}" for one in means)
 
@@ -110,7 +127,12 @@ def emoji(models: Iterable[str], data: Iterable[str], head: Iterable[str]) -> st
     for model in models:
         rows.append([model, *(mean_cell(name, model, deviation=True) for name in data)])
         if model in (STUDENT, TENTH):
-            rows.append([f"{model}, of the teacher", *(mean_cell(name, model, of_teacher=True) for name in data)])
+            rows.append(
+                [
+                    f"{model}, of the teacher",
+                    *(mean_cell(name, model, of_teacher=True) for name in data),
+                ]
+            )
     return markdown(["model", *head], rows)
 
 
@@ -137,7 +159,11 @@ def tables() -> dict[str, str]:
     sets = "twemoji, emojione2 and unseen"
     model, setup = {"model": "model"}, {"through": "setup"}
     full_sets, weights = records("elevater"), {**model, "weights": "setup"}
-    size = (("weights", "weights", ""), ("one image", "one image", ""), ("one text", "one text", ""))
+    size = (
+        ("weights", "weights", ""),
+        ("one image", "one image", ""),
+        ("one text", "one text", ""),
+    )
     return {
         "emoji": emoji(
             (TEACHER, STUDENT, TENTH, CLIP_KD, CONTRAST, PIXELS),
@@ -163,7 +189,9 @@ def tables() -> dict[str, str]:
             (("images/s", "images per second", ""), *SETS),
         ),
         "paper": pivot(records("paper"), {"what is trained": "model", "weights": "setup"}, SETS),
-        "ablation": pivot(records("ablation"), {"variant": "model", "what is trained": "setup"}, SETS),
+        "ablation": pivot(
+            records("ablation"), {"variant": "model", "what is trained": "setup"}, SETS
+        ),
         "formats": pivot(
             formats,
             {"format": "model", "precision": "setup"},
@@ -238,7 +266,11 @@ def tables() -> dict[str, str]:
             (("top-1 after 400 steps", "top-1", CALTECH),),
         ),
         "photographs-questions": pivot(
-            [one for one in records("photographs") if one["setup"] in TEACHERS or one["setup"].startswith("none")],
+            [
+                one
+                for one in records("photographs")
+                if one["setup"] in TEACHERS or one["setup"].startswith("none")
+            ],
             {"teacher": "setup", "what is trained": "model"},
             (("top-1", "top-1", CALTECH), ("mean over the classes", "mean per class", CALTECH)),
         ),
@@ -267,16 +299,27 @@ def tables() -> dict[str, str]:
                 ("mean over the classes, int8", "mean per class, int8", CALTECH),
             ),
         ),
-        "elevater": pivot(full_sets, {**weights, "language": "language"}, elevater_columns("top-1")),
+        "elevater": pivot(
+            full_sets, {**weights, "language": "language"}, elevater_columns("top-1")
+        ),
         "elevater-answers": pivot(full_sets, weights, elevater_columns("most frequent answer")),
-        "elevater-ties": pivot(select(full_sets, model="starter"), weights, elevater_columns("ties")),
+        "elevater-ties": pivot(
+            select(full_sets, model="starter"), weights, elevater_columns("ties")
+        ),
         "elevater-students": pivot(
-            over_seeds(row for row in full_sets if row["metric"] in ("top-1", "share of the teacher")),
+            over_seeds(
+                row for row in full_sets if row["metric"] in ("top-1", "share of the teacher")
+            ),
             weights,
             [
                 (f"{title}, {label}", metric, f"{data}, sample of {images:,}")
-                for metric, label in (("top-1", "top-1"), ("share of the teacher", "% of the teacher"))
-                for (title, _, data), images in zip(elevater_columns(""), (2000, 1000, 1000, 2000), strict=True)
+                for metric, label in (
+                    ("top-1", "top-1"),
+                    ("share of the teacher", "% of the teacher"),
+                )
+                for (title, _, data), images in zip(
+                    elevater_columns(""), (2000, 1000, 1000, 2000), strict=True
+                )
             ],
         ),
         "leaderboard": markdown(*standings.standings("en")),
@@ -305,7 +348,9 @@ def elevater_columns(metric: str) -> tuple[Column, ...]:
 def evaluate(machine: str) -> str:
     """Images per second of `dcclip eval` and of CLIP_benchmark on machines of a class."""
     rows = [
-        one | {"images": one["data"], "data": ""} for one in records("evaluate") if one["machine"].startswith(machine)
+        one | {"images": one["data"], "data": ""}
+        for one in records("evaluate")
+        if one["machine"].startswith(machine)
     ]
     return pivot(
         rows,

@@ -1,9 +1,11 @@
-"""The Chinese zero-shot leaderboard: checks the submitted results, and makes the tables of its page.
+"""The Chinese zero-shot leaderboard: checks the submitted results, and makes the tables of its
+page.
 
     python -m docs.results.standings [FOLDER ...]
 
-Prints what is missing or wrong in these folders, by default in all of docs/results/leaderboard/, and fails if anything
-is. A folder has results.json of `dcclip eval --json`, bench.json of `dcclip bench --json`, and model.yaml (`About`).
+Prints what is missing or wrong in these folders, by default in all of docs/results/leaderboard/,
+and fails if anything is. A folder has results.json of `dcclip eval --json`, bench.json of `dcclip
+bench --json`, and model.yaml (`About`).
 """
 
 import json
@@ -17,8 +19,8 @@ import numpy as np
 import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
+from dcclip_cli.core.errors import DcclipError
 from dcclip_cli.data.pair import LANGUAGES, Language
-from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval import registry
 from dcclip_cli.eval.metrics import among_first, per_class
 from dcclip_cli.eval.result import ZERO_SHOT, EvalResult, load_results, sha256_of
@@ -31,7 +33,17 @@ MODEL: dict[Language, Sequence[str]] = {
     "zh": ("模型", "权重", "参数量（M）", "大小（MB）"),
 }
 MEASUREMENT: dict[Language, Sequence[str]] = {
-    "en": ("data set", "language", "metric", "%", "templates", "images", "dcclip", "date", "command"),
+    "en": (
+        "data set",
+        "language",
+        "metric",
+        "%",
+        "templates",
+        "images",
+        "dcclip",
+        "date",
+        "command",
+    ),
     "zh": ("数据集", "语言", "指标", "%", "模板数", "图片数", "dcclip 版本", "日期", "命令"),
 }
 ABOUT: dict[Language, Sequence[str]] = {
@@ -78,7 +90,9 @@ def results(folder: Path) -> list[EvalResult]:
 
 
 def faults(folder: Path) -> Iterator[str]:
-    """What keeps a folder's results from the leaderboard: nothing if they are complete and follow the protocol."""
+    """What keeps a folder's results from the leaderboard: nothing if they are complete and follow
+    the protocol.
+    """
     for name, load in (("model.yaml", about), ("bench.json", bench), ("results.json", results)):
         try:
             load(folder)
@@ -88,17 +102,26 @@ def faults(folder: Path) -> Iterator[str]:
     languages_by_set: dict[str, list[Language]] = {}
     for result in results(folder):
         languages_by_set.setdefault(registry.base_name(result.dataset), []).append(result.language)
-        yield from (f"{folder.name}: {result.dataset} {result.language}: {reason}" for reason in _faults_of(result))
+        yield from (
+            f"{folder.name}: {result.dataset} {result.language}: {reason}"
+            for reason in _faults_of(result)
+        )
     for name, languages in languages_by_set.items():
         if sorted(languages) != sorted(LANGUAGES):
-            yield f"{folder.name}: {name} is measured in {', '.join(languages)}; expected en and zh, each once"
+            yield (
+                f"{folder.name}: {name} is measured in {', '.join(languages)}; expected "
+                f"en and zh, each once"
+            )
     if not results(folder):
         yield f"{folder.name}: results.json has no results"
     if len({(result.model_fingerprint, result.precision) for result in results(folder)}) > 1:
         yield f"{folder.name}: the results are of different weights"
     precisions = {result.precision for result in results(folder)}
     if precisions and (about(folder).weights == "int8") != (precisions == {"int8"}):
-        yield f"{folder.name}: model.yaml has weights: {about(folder).weights}; the results are of {min(precisions)}"
+        yield (
+            f"{folder.name}: model.yaml has weights: {about(folder).weights}; the "
+            f"results are of {min(precisions)}"
+        )
 
 
 def _faults_of(result: EvalResult) -> Iterator[str]:
@@ -128,7 +151,9 @@ def _faults_of(result: EvalResult) -> Iterator[str]:
             yield "no label and rank of every image: write the results with `dcclip eval --json`"
         elif known_set.metric in ("top1", "mean_per_class"):
             credit = among_first(ranks, result.detail("ties"), 1)
-            right = credit if known_set.metric == "top1" else per_class(credit, labels, result.classes)
+            right = (
+                credit if known_set.metric == "top1" else per_class(credit, labels, result.classes)
+            )
             if not np.isclose(np.mean(right), result.value, rtol=0, atol=1e-9):
                 yield f"value is {result.value:.4f}; its labels and ranks give {np.mean(right):.4f}"
     except DcclipError as error:
@@ -136,7 +161,9 @@ def _faults_of(result: EvalResult) -> Iterator[str]:
 
 
 def entries() -> list[Path]:
-    """The folders of models, by the number of data sets that they are measured on, then by the mean in Chinese."""
+    """The folders of models, by the number of data sets that they are measured on, then by the
+    mean in Chinese.
+    """
 
     def order(folder: Path) -> tuple[int, float]:
         values = [result.value for result in results(folder) if result.language == "zh"]
@@ -148,14 +175,26 @@ def entries() -> list[Path]:
 def standings(language: Language) -> tuple[Sequence[str], list[list[str]]]:
     """Head and rows of the table of models: the metric of each data set in Chinese / English."""
     models = entries()
-    sets = list(dict.fromkeys(registry.base_name(result.dataset) for folder in models for result in results(folder)))
+    sets = list(
+        dict.fromkeys(
+            registry.base_name(result.dataset) for folder in models for result in results(folder)
+        )
+    )
     rows = []
     for folder in models:
-        values = {(registry.base_name(result.dataset), result.language): result.value for result in results(folder)}
-        pairs = np.asarray([[values.get((name, tongue), np.nan) for tongue in ("zh", "en")] for name in sets])
+        values = {
+            (registry.base_name(result.dataset), result.language): result.value
+            for result in results(folder)
+        }
+        pairs = np.asarray(
+            [[values.get((name, tongue), np.nan) for tongue in ("zh", "en")] for name in sets]
+        )
         cells = ["" if np.isnan(zh) else f"{100 * zh:.1f} / {100 * en:.1f}" for zh, en in pairs]
         mean = " / ".join(f"{100 * value:.1f}" for value in np.nanmean(pairs, axis=0))
-        description = getattr(about(folder).trained_on, language), getattr(about(folder).source, language)
+        description = (
+            getattr(about(folder).trained_on, language),
+            getattr(about(folder).source, language),
+        )
         name, *size = _model_cells(folder)
         link = f"[{name}](leaderboard/{folder.name}/results.json)"
         rows.append([link, *size, mean, *cells, *description])
@@ -192,7 +231,9 @@ def _model_cells(folder: Path) -> list[str]:
 
 def schema() -> str:
     """The JSON schema of results.json."""
-    return json.dumps(TypeAdapter(list[EvalResult]).json_schema(), indent=1, ensure_ascii=False) + "\n"
+    return (
+        json.dumps(TypeAdapter(list[EvalResult]).json_schema(), indent=1, ensure_ascii=False) + "\n"
+    )
 
 
 if __name__ == "__main__":

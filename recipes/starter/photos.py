@@ -1,4 +1,5 @@
-"""Six openly licensed photographs, and crops of them, for int8 calibration and parity checks of the starter.
+"""Six openly licensed photographs, and crops of them, for int8 calibration and parity checks of
+the starter.
 
     pip install scikit-image scikit-learn
     python recipes/starter/photos.py
@@ -44,7 +45,9 @@ def main() -> None:
 
 def _find(file: str) -> Path:
     package = find_spec(file.partition("/")[0])
-    assert package is not None and package.submodule_search_locations, "pip install scikit-image scikit-learn"
+    assert package is not None and package.submodule_search_locations, (
+        "pip install scikit-image scikit-learn"
+    )
     return Path(package.submodule_search_locations[0]).parent / file
 
 

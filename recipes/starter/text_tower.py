@@ -1,9 +1,11 @@
-"""The text tower, which is written down, not trained: a text is at the sum of the places of its words.
+"""The text tower, which is written down, not trained: a text is at the sum of the places of its
+words.
 
-Each word is one token, whose embedding is the word's place with a weight, and along a dimension that nothing reads for
-the rest of its length. One attention layer without queries takes the mean of all tokens, so the order of words does not
-count, nor do words without weight: articles, measure words, "a photo of". Characters that are in no known word are
-along space.FOREIGN. All words of one meaning, in both languages and in Traditional Chinese, have the same embedding.
+Each word is one token, whose embedding is the word's place with a weight, and along a dimension
+that nothing reads for the rest of its length. One attention layer without queries takes the mean
+of all tokens, so the order of words does not count, nor do words without weight: articles, measure
+words, "a photo of". Characters that are in no known word are along space.FOREIGN. All words of one
+meaning, in both languages and in Traditional Chinese, have the same embedding.
 """
 
 from __future__ import annotations
@@ -19,23 +21,32 @@ from torch import Tensor
 from dcclip_cli.model.tokenizer import BEGIN_ID, END_ID, SPECIAL
 
 PIECES = space.FOREIGN + 1  # dimensions of the space that texts use
-WIDTH = 452  # these, one that nothing reads, and one that layer normalisation takes away, in a multiple of 4
+# these, one that nothing reads, and one that layer normalisation takes away, in a multiple of 4
+WIDTH = 452
 CONFIG = {
     "context_length": 64, "eos_id": END_ID, "heads": 1, "hf_tokenizer_name": "tokenizer", "layers": 1,
     "mlp_ratio": 0.0125, "pad_id": 1, "pool_type": "eos", "width": WIDTH,
 }  # fmt: skip
 LOUD = 20.0  # of the words against the end of the text, to which the layer adds them
-LETTER, CHARACTER, OTHER = 0.1, 0.35, 0.5  # weights along FOREIGN: of a letter, a Chinese character, any other one
+LETTER, CHARACTER, OTHER = (
+    0.1,
+    0.35,
+    0.5,
+)  # weights along FOREIGN: of a letter, a Chinese character, any other one
 BEGIN = 0.05  # of a text without a word of any weight; in int8, rounding is a tenth of it
 EDGE = "_"  # before and after each word of Latin letters
 
 
 def tokenizer_of(words: list[str]) -> Tokenizer:
-    """A tokenizer with each word, as `normalized`, for a token, in this order, and the longest words preferred.
+    """A tokenizer with each word, as `normalized`, for a token, in this order, and the longest
+    words preferred.
 
     Scores fall a little from word to word, so that no two ways to split a text are equally good.
     """
-    scored = [(word, (-9.5 if len(word) == 1 else -10.0) - 1e-6 * place) for place, word in enumerate(words, 4)]
+    scored = [
+        (word, (-9.5 if len(word) == 1 else -10.0) - 1e-6 * place)
+        for place, word in enumerate(words, 4)
+    ]
     vocab = [(token, 0.0) for token in SPECIAL] + scored
     tokenizer = Tokenizer(models.Unigram(vocab, unk_id=SPECIAL.index("<unk>")))
     tokenizer.normalizer = normalizer()
@@ -49,7 +60,9 @@ def tokenizer_of(words: list[str]) -> Tokenizer:
 
 
 def normalizer() -> normalizers.Normalizer:
-    """Texts of letters, digits and emoji without spaces, with an _ at both ends of each word of Latin letters."""
+    """Texts of letters, digits and emoji without spaces, with an _ at both ends of each word of
+    Latin letters.
+    """
     latin = "[a-z0-9]"
     edges = f"(?<!{latin})(?={latin})|(?<={latin})(?!{latin})"
     return normalizers.Sequence(
@@ -66,7 +79,9 @@ def normalizer() -> normalizers.Normalizer:
 
 
 def weights(places: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tower's weights for tokens with (512,) places no longer than 1, in the order of the tokenizer."""
+    """The tower's weights for tokens with (512,) places no longer than 1, in the order of the
+    tokenizer.
+    """
     basis = _basis()
     known = torch.stack(list(places.values()))[:, :PIECES]
     special = torch.zeros(len(SPECIAL), PIECES)
@@ -95,7 +110,13 @@ def weights(places: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _basis() -> Tensor:
-    """(WIDTH, PIECES + 1) orthonormal columns, all at right angles to the mean that layer normalisation takes away."""
-    random = torch.randn(WIDTH, PIECES + 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    columns = torch.linalg.qr(torch.cat([torch.ones(WIDTH, 1, dtype=torch.float64), random], dim=1)).Q
+    """(WIDTH, PIECES + 1) orthonormal columns, all at right angles to the mean that layer
+    normalisation takes away.
+    """
+    random = torch.randn(
+        WIDTH, PIECES + 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
+    columns = torch.linalg.qr(
+        torch.cat([torch.ones(WIDTH, 1, dtype=torch.float64), random], dim=1)
+    ).Q
     return (columns * torch.sign(columns[:1] + 0.0))[:, 1:].float()

@@ -1,4 +1,6 @@
-"""Chinese and English words for ImageNet's classes, for things near them, and for scenes and people."""
+"""Chinese and English words for ImageNet's classes, for things near them, and for scenes and
+people.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +23,15 @@ class Meaning:
     """One set of classes with every word for it, the name proper first."""
 
     classes: frozenset[int]
-    words: dict[str, list[str]] = field(default_factory=lambda: {language: [] for language in LANGUAGES})
+    words: dict[str, list[str]] = field(
+        default_factory=lambda: {language: [] for language in LANGUAGES}
+    )
 
 
 class Scene(NamedTuple):
-    """Words for what is in photographs of some classes, such as people, and how much they count in a text."""
+    """Words for what is in photographs of some classes, such as people, and how much they count in
+    a text.
+    """
 
     words: list[str]
     weight: float
@@ -33,7 +39,9 @@ class Scene(NamedTuple):
 
 
 class More(NamedTuple):
-    """A word in both languages, each with its other forms or without any, and the key of its nearest kind."""
+    """A word in both languages, each with its other forms or without any, and the key of its
+    nearest kind.
+    """
 
     en: list[str]
     zh: list[str]
@@ -50,14 +58,21 @@ def read_scenes() -> list[Scene]:
     """scenes.tsv, in its order."""
     folders = read_names()["folders"]
     return [
-        Scene([*en.split(";"), *zh.split(";")], float(weight), [folders.index(one) for one in classes.split()])
+        Scene(
+            [*en.split(";"), *zh.split(";")],
+            float(weight),
+            [folders.index(one) for one in classes.split()],
+        )
         for weight, en, zh, classes in lines("scenes.tsv")
     ]
 
 
 def read_more() -> list[More]:
     """more_words.tsv: things without a class of their own."""
-    several = ([[word for word in words.split(";") if word] for words in row[:2]] for row in lines("more_words.tsv"))
+    several = (
+        [[word for word in words.split(";") if word] for words in row[:2]]
+        for row in lines("more_words.tsv")
+    )
     kinds = (row[2].rpartition(".")[2] for row in lines("more_words.tsv"))
     return [More(*words, kind) for words, kind in zip(several, kinds, strict=True)]
 
@@ -75,13 +90,17 @@ def read_names() -> dict[str, dict[str, list]]:
 
 
 def read_words(under: dict[str, frozenset[int]]) -> list[Meaning]:
-    """words.tsv: everyday words with the classes that they hold for. A word on two lines means both."""
+    """words.tsv: everyday words with the classes that they hold for. A word on two lines means
+    both.
+    """
     meanings = []
     for line in (HERE / "words.tsv").read_text("utf-8").splitlines():
         if line.startswith("#"):
             continue
         en, zh, synsets = line.split("\t")
-        classes = frozenset().union(*(under[synset.rpartition(".")[2]] for synset in synsets.split()))
+        classes = frozenset().union(
+            *(under[synset.rpartition(".")[2]] for synset in synsets.split())
+        )
         meanings.append(Meaning(classes, {"en": en.split(";"), "zh": zh.split(";")}))
     return meanings
 
@@ -89,7 +108,8 @@ def read_words(under: dict[str, frozenset[int]]) -> list[Meaning]:
 def read_meanings(net: WordNet, everyday: list[Meaning]) -> list[Meaning]:
     """Class names, their synonyms and the everyday words, one Meaning for each set of classes.
 
-    A name by which the evaluation knows a class means that class alone; any other word means all it is listed with.
+    A name by which the evaluation knows a class means that class alone; any other word means all
+    it is listed with.
     """
     names = read_names()
     collected: dict[frozenset[int], Meaning] = {}
@@ -113,7 +133,9 @@ def read_meanings(net: WordNet, everyday: list[Meaning]) -> list[Meaning]:
                 key = frozenset(classes)
                 collected.setdefault(key, Meaning(key)).words[language].append(word)
             known |= {word.casefold() for word in words}
-    return sorted(collected.values(), key=lambda meaning: (len(meaning.classes), sorted(meaning.classes)))
+    return sorted(
+        collected.values(), key=lambda meaning: (len(meaning.classes), sorted(meaning.classes))
+    )
 
 
 def _synonyms(net: WordNet, names: dict, language: str, number: int) -> list[str]:

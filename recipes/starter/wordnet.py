@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-# Lexicographer files (lexnames(5WN)) whose nouns name nothing that a photograph of one thing shows.
+# Lexicographer files (lexnames(5WN)) whose nouns name nothing that a photograph of one thing
+# shows.
 _ABSTRACT = {"04", "07", "09", "10", "12", "16", "21", "22", "23", "24", "26", "28"}
 # And those of what it may show, or what is too near to it.
 _VISIBLE = {"05", "06", "08", "11", "13", "14", "15", "17", "18", "19", "20", "25", "27"}
@@ -15,7 +16,9 @@ _VISIBLE = {"05", "06", "08", "11", "13", "14", "15", "17", "18", "19", "20", "2
 
 @dataclass(frozen=True)
 class Synset:
-    """A sense: its words, and the senses that it is a kind of. An ImageNet folder's name is such a sense's key."""
+    """A sense: its words, and the senses that it is a kind of. An ImageNet folder's name is such a
+    sense's key.
+    """
 
     words: tuple[str, ...]
     parents: tuple[str, ...]
@@ -53,20 +56,35 @@ class WordNet:
 
     @staticmethod
     def _read_index(file: Path) -> dict[str, int]:
-        """Word -> how many of its senses WordNet's own texts have, which leaves the rare words out."""
-        lines = [line.split() for line in file.read_text("utf-8").splitlines() if not line.startswith("  ")]
+        """Word -> how many of its senses WordNet's own texts have, which leaves the rare words
+        out.
+        """
+        lines = [
+            line.split()
+            for line in file.read_text("utf-8").splitlines()
+            if not line.startswith("  ")
+        ]
         return {parts[0].replace("_", " "): int(parts[4 + int(parts[3]) + 1]) for parts in lines}
 
     @staticmethod
     def _read_senses(file: Path) -> dict[str, list[str]]:
         """Noun, in lower case -> the keys of its senses, the most frequent first."""
-        lines = [line.split() for line in file.read_text("utf-8").splitlines() if not line.startswith("  ")]
-        return {parts[0].replace("_", " "): [f"n{key}" for key in parts[4 + int(parts[3]) + 2 :]] for parts in lines}
+        lines = [
+            line.split()
+            for line in file.read_text("utf-8").splitlines()
+            if not line.startswith("  ")
+        ]
+        return {
+            parts[0].replace("_", " "): [f"n{key}" for key in parts[4 + int(parts[3]) + 2 :]]
+            for parts in lines
+        }
 
     def kinds_of(self, key: str) -> frozenset[str]:
         """Everything that a sense is a kind of, itself included."""
         if key not in self._above:
-            self._above[key] = frozenset({key}).union(*(self.kinds_of(parent) for parent in self.synsets[key].parents))
+            self._above[key] = frozenset({key}).union(
+                *(self.kinds_of(parent) for parent in self.synsets[key].parents)
+            )
         return self._above[key]
 
     def classes_under(self, folders: list[str]) -> dict[str, frozenset[int]]:
@@ -86,5 +104,8 @@ class WordNet:
         return sorted(
             word
             for word, kinds in self._kinds.items()
-            if kinds <= _ABSTRACT and not kinds & _VISIBLE and word.islower() and self._times_seen.get(word, 0) > 0
+            if kinds <= _ABSTRACT
+            and not kinds & _VISIBLE
+            and word.islower()
+            and self._times_seen.get(word, 0) > 0
         )

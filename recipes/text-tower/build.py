@@ -1,11 +1,12 @@
-"""Build parallel.jsonl: texts in English and Chinese that mean the same, for a text tower in another model's space.
+"""Build parallel.jsonl: texts in English and Chinese that mean the same, for a text tower in
+another model's space.
 
     python recipes/text-tower/build.py
 
 Each line has the English texts and the Chinese texts of one thing: class names of the data sets in
-dcclip_cli/data/prompts with their synonyms, the everyday words of recipes/starter/words.tsv, the names of emoji in
-recipes/quickstart/train.parquet; the names also in templates that are translations of each other. Origins and
-licenses: SOURCES.md.
+dcclip_cli/data/prompts with their synonyms, the everyday words of recipes/starter/words.tsv, the
+names of emoji in recipes/quickstart/train.parquet; the names also in templates that are
+translations of each other. Origins and licenses: SOURCES.md.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ Meaning = tuple[list[str], list[str]]  # English, Chinese
 
 
 def main() -> None:
-    meanings = list(dict.fromkeys((tuple(en), tuple(zh)) for en, zh in (*class_names(), *everyday(), *emoji())))
+    meanings = list(
+        dict.fromkeys((tuple(en), tuple(zh)) for en, zh in (*class_names(), *everyday(), *emoji()))
+    )
     chance = random.Random(0)
     lines = [{"en": list(en), "zh": list(zh)} for en, zh in meanings]
     for en, zh in meanings:
@@ -68,7 +71,9 @@ def everyday() -> Iterator[Meaning]:
 
 
 def emoji() -> Iterator[Meaning]:
-    """Names; keywords are in another order in each language, so that a line of them would not be parallel."""
+    """Names; keywords are in another order in each language, so that a line of them would not be
+    parallel.
+    """
     table = pq.read_table(RECIPES / "quickstart/train.parquet", columns=["en", "zh"])
     for en, zh in zip(table["en"].to_pylist(), table["zh"].to_pylist(), strict=True):
         if en and zh:

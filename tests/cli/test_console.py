@@ -5,10 +5,10 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from dcclip_cli import progress
 from dcclip_cli.cli import console
 from dcclip_cli.cli.console import CommandGroup
-from dcclip_cli.progress import Silent
+from dcclip_cli.core import progress
+from dcclip_cli.core.progress import Silent
 
 
 class Clock:

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
-from dcclip_cli.checksums import read_record
+from dcclip_cli.core.checksums import read_record
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.model import precision
 from dcclip_cli.model.precision import torch_has_bf16

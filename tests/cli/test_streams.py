@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from dcclip_cli.cli.predict import csv_cell
-from dcclip_cli.text import printable
+from dcclip_cli.core.text import printable
 from tests.cli.conftest import dcclip
 
 ODD = b"n\xff.png"  # no UTF-8

@@ -14,9 +14,9 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from dcclip_cli.cli.system_errors import explained
-from dcclip_cli.errors import DcclipError, writing
-from dcclip_cli.files import atomic_file, cache_folder
-from dcclip_cli.store import FeatureStore
+from dcclip_cli.core.errors import DcclipError, writing
+from dcclip_cli.core.files import atomic_file, cache_folder
+from dcclip_cli.core.store import FeatureStore
 from tests.cli.conftest import dcclip
 from tests.records import rewrite
 

@@ -18,6 +18,9 @@ import pytest
 import yaml
 from PIL import Image
 
+from dcclip_cli.core.errors import DcclipError
+from dcclip_cli.core.files import lock
+from dcclip_cli.core.progress import Lines, Silent
 from dcclip_cli.curation import slices
 from dcclip_cli.curation.collect import collect
 from dcclip_cli.curation.executors import Engine
@@ -26,10 +29,7 @@ from dcclip_cli.curation.sources.tables import TableSource
 from dcclip_cli.curation.work import WorkFolder
 from dcclip_cli.data.dataset import open_pairs, write_parquet
 from dcclip_cli.data.pair import Pair
-from dcclip_cli.errors import DcclipError
-from dcclip_cli.files import lock
 from dcclip_cli.model.preprocess import decode
-from dcclip_cli.progress import Lines, Silent
 from dcclip_cli.recipe.yaml import anchored
 from tests.curation.conftest import MakeImage
 

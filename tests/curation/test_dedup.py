@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageDraw, ImageOps
 
+from dcclip_cli.core.errors import DcclipError
 from dcclip_cli.curation.dedup.dedup import (
     CAPTIONS,
     COMPARED,
@@ -23,11 +24,11 @@ from dcclip_cli.curation.dedup.dedup import (
     signatures_of,
 )
 from dcclip_cli.curation.dedup.minhash import SameCaption
-from dcclip_cli.curation.dedup.near_duplicates import SameImage, similar, thumbnail
-from dcclip_cli.curation.filters.image import DecodedImage
+from dcclip_cli.curation.dedup.same_images import SameImage
 from dcclip_cli.data.dataset import write_parquet
+from dcclip_cli.data.decoded import DecodedImage
+from dcclip_cli.data.near_duplicates import similar, thumbnail
 from dcclip_cli.data.pair import Language, Pair
-from dcclip_cli.errors import DcclipError
 from tests.curation.conftest import make_picture
 from tests.images import encode
 from tests.tars import tar_of

@@ -20,10 +20,10 @@ import pytest
 from typer.testing import CliRunner
 
 from dcclip_cli.cli.app import app
+from dcclip_cli.core.errors import DcclipError
 from dcclip_cli.curation import executors
 from dcclip_cli.curation.executors import Engine, Step
 from dcclip_cli.curation.options import ClusterOptions, SlurmOptions
-from dcclip_cli.errors import DcclipError
 
 ROOT = Path(__file__).parents[2]
 

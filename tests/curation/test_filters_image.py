@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from dcclip_cli.curation.filters.image import BlankFilter, DecodedImage, ImageFilter, decode_image
+from dcclip_cli.curation.filters.image import BlankFilter, ImageFilter, decode_image
+from dcclip_cli.data.decoded import DecodedImage
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.data.reading import Drop
 from tests.images import encode, png_header

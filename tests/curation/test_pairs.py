@@ -12,14 +12,14 @@ import pytest
 import yaml
 from allpairspy import AllPairs
 
+from dcclip_cli.core.errors import DcclipError
+from dcclip_cli.core.run_dir import RunDir
 from dcclip_cli.curation.collect import collect
 from dcclip_cli.curation.executors import Engine
 from dcclip_cli.data.dataset import open_pairs, write_parquet
 from dcclip_cli.data.pair import LANGUAGES, Pair
-from dcclip_cli.errors import DcclipError
 from dcclip_cli.recipe.load import load
 from dcclip_cli.recipe.preflight import check
-from dcclip_cli.run_dir import RunDir
 from tests.covering import Row, all_pairs, pairs_of
 from tests.curation.conftest import make_picture
 from tests.curation.test_collect import contents

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from dcclip_cli.curation.filters.image import DecodedImage, ImageFilter, decode_image
+from dcclip_cli.curation.filters.image import ImageFilter, decode_image
 from dcclip_cli.curation.report import steps, write_report
 from dcclip_cli.curation.report.account import DroppedCaption, Example, Examples, Statistics
+from dcclip_cli.data.decoded import DecodedImage
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.data.reading import Drop
 from tests.curation.conftest import make_picture

@@ -18,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from dcclip_cli.curation.dedup import fill
 from dcclip_cli.curation.dedup.dedup import signature_table, signatures_of
-from dcclip_cli.curation.filters.image import DecodedImage, decode_image
+from dcclip_cli.curation.filters.image import decode_image
 from dcclip_cli.curation.scores import (
     Agreement,
     CachingEncoder,
@@ -30,6 +30,7 @@ from dcclip_cli.curation.scores import (
     score_slice,
 )
 from dcclip_cli.data.dataset import open_pairs, write_parquet
+from dcclip_cli.data.decoded import DecodedImage
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.model.preprocess import decode
 from dcclip_cli.model.teachers import TransformersTeacher

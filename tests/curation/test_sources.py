@@ -11,13 +11,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
+from dcclip_cli.core.errors import DcclipError
 from dcclip_cli.curation import sources
 from dcclip_cli.curation.sources import SourceOptions
 from dcclip_cli.curation.sources.base import by_language, files_of, key_prefix
 from dcclip_cli.curation.sources.captions import Base64Source, CaptionsSource
 from dcclip_cli.curation.sources.sidecar import FolderSource, TarsSource
 from dcclip_cli.curation.sources.tables import HubSource, TableSource
-from dcclip_cli.errors import DcclipError
 from tests.curation.reading import PIXEL, faults, read, reasons, tar
 from tests.pages import ROOT, blocks
 

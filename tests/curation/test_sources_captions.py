@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from dcclip_cli.core.errors import DcclipError
 from dcclip_cli.curation.collect import collect
 from dcclip_cli.curation.executors import Engine
 from dcclip_cli.curation.options import CollectOptions
 from dcclip_cli.curation.sources.captions import Base64Source, CaptionsSource, ClassFoldersSource
 from dcclip_cli.data.caption_files import identity
 from dcclip_cli.data.dataset import open_pairs
-from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval.datasets import open_dataset
 from tests.curation.conftest import make_picture
 from tests.curation.reading import PIXEL, faults, read

@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from dcclip_cli.core.errors import DcclipError
 from dcclip_cli.curation.sources.base import Candidate
 from dcclip_cli.curation.sources.tables import HubSource, TableSource
 from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import Pair
-from dcclip_cli.errors import DcclipError
 from tests.curation.reading import PIXEL, read, reasons
 from tests.images import encode
 

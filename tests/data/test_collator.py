@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from dcclip_cli.core.errors import DcclipError
 from dcclip_cli.data.batch import copy_to
 from dcclip_cli.data.collator import Collator
 from dcclip_cli.data.dataset import open_pairs, write_parquet
@@ -19,7 +20,6 @@ from dcclip_cli.data.options import Augment, CaptionOptions
 from dcclip_cli.data.pair import ConcatDataset, Pair, PairDataset
 from dcclip_cli.data.pixels import ImageCache, Uint8Pixels, training_preprocess
 from dcclip_cli.data.unpaired import open_images, open_texts
-from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.preprocess import Preprocessing
 from dcclip_cli.model.towers import Tokens
 from dcclip_cli.train.loading import load_batches

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from dcclip_cli.core.errors import DcclipError
 from dcclip_cli.curation.shards import write_shard
 from dcclip_cli.data import dataset
 from dcclip_cli.data.dataset import open_pairs, recipe_pairs, write_parquet
@@ -22,7 +23,6 @@ from dcclip_cli.data.options import DataOptions
 from dcclip_cli.data.pair import ConcatDataset, Pair
 from dcclip_cli.data.preview import preview_pairs
 from dcclip_cli.data.unpaired import open_images, open_texts
-from dcclip_cli.errors import DcclipError
 from tests.data.test_collator import collate
 from tests.images import encode
 from tests.pages import ROOT, blocks

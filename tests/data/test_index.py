@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from dcclip_cli.core.errors import DcclipError
 from dcclip_cli.data import index as indexes
 from dcclip_cli.data.dataset import open_pairs, shards_at, write_parquet
 from dcclip_cli.data.index import SUFFIX, find_index, find_indexes, own_place, verify_files
@@ -19,7 +20,6 @@ from dcclip_cli.data.preview import may_have_captions, preview_pairs
 from dcclip_cli.data.remote import local_file
 from dcclip_cli.data.shards import Columns
 from dcclip_cli.data.unpaired import open_images
-from dcclip_cli.errors import DcclipError
 from tests.damage import damage
 from tests.data.test_dataset import CAT, DOG, IMAGE, add, write_tar
 

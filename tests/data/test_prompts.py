@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from opencc import OpenCC
 
+from dcclip_cli.core.errors import DcclipError
 from dcclip_cli.data import prompts
 from dcclip_cli.data.prompts import ClassIndex, Prompts, normalized
-from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval import registry
 from dcclip_cli.eval.registry import ELEVATER, SETS, KnownSet
 

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
+from dcclip_cli.core.errors import DcclipError
+from dcclip_cli.core.files import cache_folder
 from dcclip_cli.data import remote
 from dcclip_cli.data.dataset import open_pairs, write_parquet
 from dcclip_cli.data.indexed import remove_oldest
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.data.preview import preview_pairs
 from dcclip_cli.data.remote import list_files, local_copies, shown
-from dcclip_cli.errors import DcclipError
-from dcclip_cli.files import cache_folder
 from tests.data.servers import S3, forget_connections, http_server
 from tests.tars import tar_of
 from tests.train.jobs import Job, Watch, interrupt, refused, run, sha256

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dcclip_cli.core.errors import DcclipError
 from dcclip_cli.data.dataset import open_pairs, write_parquet
 from dcclip_cli.data.pair import Pair, PairDataset
 from dcclip_cli.data.samplers import EpochBatchSampler, MixedBatchSampler
-from dcclip_cli.errors import DcclipError
 
 
 class Samples(PairDataset):

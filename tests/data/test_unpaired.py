@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from dcclip_cli.cli.system_errors import explained
+from dcclip_cli.core.errors import DcclipError
 from dcclip_cli.data.class_folders import images_by_class
 from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.options import DataOptions
 from dcclip_cli.data.pair import LANGUAGES, Language, Pair, PairDataset
 from dcclip_cli.data.unpaired import TextDataset, open_images, open_texts, recipe_images, with_phrases
-from dcclip_cli.errors import DcclipError
 from dcclip_cli.train.loading import load_batches
 from tests.tars import tar_bytes
 

@@ -10,12 +10,12 @@ import pytest
 from PIL import Image
 
 import dcclip_cli
+from dcclip_cli.core.files import lock
+from dcclip_cli.core.progress import Silent
+from dcclip_cli.core.store import Values
 from dcclip_cli.eval.dataset import Classes
 from dcclip_cli.eval.embedding import ClassVectors, Embedder, FeatureCache, class_vectors
-from dcclip_cli.files import lock
 from dcclip_cli.inference.encoder import Encoder
-from dcclip_cli.progress import Silent
-from dcclip_cli.store import Values
 
 
 @dataclass

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dcclip_cli.api import compare
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.core.errors import DcclipError
 from dcclip_cli.eval.compare import bootstrap_interval, compare_results, read_results
 from dcclip_cli.eval.metrics import Score, score_classes, score_retrieval
 from dcclip_cli.eval.registry import ELEVATER

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import yaml
 
+from dcclip_cli.core.errors import DcclipError
 from dcclip_cli.data import prompts
 from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import Language, Pair
-from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval.dataset import Captions, Classes, DataSet
 from dcclip_cli.eval.datasets import Templates, classes_yaml, open_dataset
 from dcclip_cli.eval.evaluate import EvalOptions

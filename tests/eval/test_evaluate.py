@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dcclip_cli.core.errors import DcclipError
+from dcclip_cli.core.progress import Lines
 from dcclip_cli.data import prompts
 from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import Pair
-from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval.compare import compare_results
 from dcclip_cli.eval.embedding import FeatureCache
 from dcclip_cli.eval.evaluate import EvalOptions, evaluate, open_datasets, say_alike
@@ -21,7 +22,6 @@ from dcclip_cli.eval.metrics import metrics_of
 from dcclip_cli.eval.report import write_report
 from dcclip_cli.eval.result import EvalResult, load_results, save_results, sha256_of, table, unpack
 from dcclip_cli.model.reference import ModelSource, resolve
-from dcclip_cli.progress import Lines
 from tests.eval import layouts
 from tests.eval.conftest import clear
 

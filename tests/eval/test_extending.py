@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from dcclip_cli.core.errors import DcclipError
 from dcclip_cli.data import prompts
-from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval import datasets, loaders, registry
 from dcclip_cli.eval.dataset import Classes, DataSet
 from dcclip_cli.eval.datasets import open_dataset

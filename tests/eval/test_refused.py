@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dcclip_cli.core.errors import DcclipError
 from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import Pair
-from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval.datasets import open_dataset, training_split
 from tests.eval import layouts
 from tests.eval.conftest import clear

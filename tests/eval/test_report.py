@@ -11,16 +11,16 @@ import pytest
 from huggingface_hub import ModelCard
 
 from dcclip_cli.api import compare, merge_results
+from dcclip_cli.core.errors import DcclipError, translated
+from dcclip_cli.core.progress import Silent
 from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import Language, Pair
-from dcclip_cli.errors import DcclipError, translated
 from dcclip_cli.eval.card import update_card
 from dcclip_cli.eval.datasets import open_dataset
 from dcclip_cli.eval.metrics import score_classes, score_retrieval
 from dcclip_cli.eval.report import errors_of, one_thing, save_report, write_report
 from dcclip_cli.eval.result import load_results, save_results, table
 from dcclip_cli.model.model_dir import load_model
-from dcclip_cli.progress import Silent
 from tests.eval import layouts
 from tests.eval.test_compare import guesses, result
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
+from dcclip_cli.core.errors import DcclipError
+from dcclip_cli.core.progress import Silent
 from dcclip_cli.data.options import DataOptions
-from dcclip_cli.errors import DcclipError
 from dcclip_cli.exporters.export import ExportOptions, ExportResult, export
 from dcclip_cli.exporters.formats.web import FILES
 from dcclip_cli.model.reference import resolve
-from dcclip_cli.progress import Silent
 from tests.conftest import Build, small
 from tests.teachers import seeded
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dcclip_cli.checksums import write_record
+from dcclip_cli.core.checksums import write_record
+from dcclip_cli.core.errors import DcclipError
 from dcclip_cli.data.options import DataOptions
-from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval.evaluate import EvalOptions
 from dcclip_cli.exporters.export import ExportOptions, ExportResult, export
 from dcclip_cli.exporters.parity import _DEFAULTS as parity_limits

@@ -14,15 +14,15 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 from dcclip_cli import api
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.core.errors import DcclipError
+from dcclip_cli.core.files import read_json
 from dcclip_cli.exporters.export import FORMATS
-from dcclip_cli.files import read_json
 from dcclip_cli.inference.encoder import load_encoder
-from dcclip_cli.inference.files import embed
-from dcclip_cli.inference.index import open_index
 from dcclip_cli.inference.model import load
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.model.tokenizer import load_tokenizer
+from dcclip_cli.photos.files import embed
+from dcclip_cli.photos.index import open_index
 from tests.exporters.conftest import Exporting, student
 
 ROOT = Path(__file__).parents[2]

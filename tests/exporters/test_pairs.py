@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.core.errors import DcclipError
 from dcclip_cli.exporters import FormatName, Precision
 from dcclip_cli.exporters.export import FORMATS
 from dcclip_cli.inference.encoder import Encoder, ShortEncoder, load_encoder

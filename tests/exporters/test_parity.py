@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dcclip_cli.core.errors import DcclipError
 from dcclip_cli.data.options import DataOptions
-from dcclip_cli.errors import DcclipError
 from dcclip_cli.exporters.parity import TOWERS, Parity, ParityTest
 from dcclip_cli.exporters.samples import Samples, recipe_samples, samples_from
 

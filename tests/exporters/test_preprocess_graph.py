@@ -9,7 +9,7 @@ import onnxruntime
 import pytest
 from PIL import Image
 
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.core.errors import DcclipError
 from dcclip_cli.exporters.formats.onnx import preprocessing_graph
 from dcclip_cli.inference.encoder import footprint
 from dcclip_cli.inference.model import ImageInput, load

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
+from dcclip_cli.core.errors import DcclipError
 from dcclip_cli.data import prompts
-from dcclip_cli.errors import DcclipError
 from dcclip_cli.exporters.formats.web import _TOKENIZERS
 from dcclip_cli.exporters.source import check_alike, for_all_clients
 from dcclip_cli.model.tokenizer import load_tokenizer, train_tokenizer, trim_tokenizer

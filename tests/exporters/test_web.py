@@ -15,17 +15,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.core.errors import DcclipError
+from dcclip_cli.core.files import read_json
+from dcclip_cli.core.progress import Silent
+from dcclip_cli.core.text import language_by_script, split
 from dcclip_cli.exporters.formats.web import FILES, LIBRARIES, Package
 from dcclip_cli.exporters.samples import TEXTS
-from dcclip_cli.files import read_json
 from dcclip_cli.inference.model import load
 from dcclip_cli.inference.onnx_encoder import OnnxEncoder
 from dcclip_cli.inference.zero_shot import class_means, fill, softmax
 from dcclip_cli.model.known_words import words_of
 from dcclip_cli.model.tokenizer import load_tokenizer
-from dcclip_cli.progress import Silent
-from dcclip_cli.text import language_by_script, split
 from tests.exporters.serving import serve
 
 ROOT = Path(__file__).parents[2]

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from dcclip_cli.cli.serve import _server
-from dcclip_cli.errors import DcclipError
-from dcclip_cli.files import cache_folder
+from dcclip_cli.core.errors import DcclipError
+from dcclip_cli.core.files import cache_folder
 from dcclip_cli.inference.model import load
 from tests.conftest import opened
 from tests.exporters.serving import Site, serve

@@ -12,14 +12,14 @@ from typer import BadParameter
 
 import dcclip_cli
 from dcclip_cli.cli.make import seconds
+from dcclip_cli.core.errors import DcclipError
+from dcclip_cli.core.progress import Lines
 from dcclip_cli.data.pair import Pair
-from dcclip_cli.errors import DcclipError
 from dcclip_cli.exporters import graphs
 from dcclip_cli.fitting import candidates, search
 from dcclip_cli.fitting.candidates import Budget, Candidate, Cost, cost_of_random, list_candidates, promising
 from dcclip_cli.fitting.search import Fit, FitOptions, FitResult
 from dcclip_cli.model.teachers import FgClip2Teacher, OpenClipTeacher
-from dcclip_cli.progress import Lines
 from dcclip_cli.recipe import new
 from dcclip_cli.recipe.load import load
 from dcclip_cli.recipe.new import StudentChoice, choose_teacher

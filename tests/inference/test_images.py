@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.core.errors import DcclipError
 from dcclip_cli.inference.images import embed, find_images, mime_type, skipped_line
 from dcclip_cli.inference.images import read as read_image
 from dcclip_cli.model.preprocess import TooManyPixelsError

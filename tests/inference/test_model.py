@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from dcclip_cli import load
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.core.errors import DcclipError
 from dcclip_cli.inference.encoder import footprint, load_encoder
 from dcclip_cli.inference.model import predict
 from dcclip_cli.inference.onnx_encoder import OnnxEncoder

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
+from dcclip_cli.core.errors import DcclipError
+from dcclip_cli.core.progress import Silent
 from dcclip_cli.data.pair import Pair
-from dcclip_cli.errors import DcclipError
 from dcclip_cli.inference import videos
 from dcclip_cli.inference.encoder import load_encoder, shortened
 from dcclip_cli.inference.images import find_images, read
-from dcclip_cli.inference.index import open_index, search_all
 from dcclip_cli.inference.onnx_encoder import OnnxEncoder
 from dcclip_cli.inference.videos import frame_name, frames, split_frame
 from dcclip_cli.model.reference import resolve
-from dcclip_cli.progress import Silent
+from dcclip_cli.photos.index import open_index, search_all
 from tests.videos import film
 
 pytest.importorskip("av", reason="av is not installed")

@@ -21,10 +21,10 @@ from torch.utils.data import DataLoader
 
 import dcclip_mteb
 from dcclip_cli.api import evaluate
+from dcclip_cli.core.errors import DcclipError
 from dcclip_cli.data import prompts
 from dcclip_cli.data.dataset import open_pairs
 from dcclip_cli.data.pair import Language
-from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval import registry
 from dcclip_cli.eval.dataset import ImageTransform
 from dcclip_cli.eval.datasets import open_dataset

@@ -14,13 +14,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.core.errors import DcclipError
+from dcclip_cli.core.progress import Lines
 from dcclip_cli.inference.encoder import load_encoder
 from dcclip_cli.model.hub_models import check_timm_name
 from dcclip_cli.model.model_dir import load_model
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.model.teachers import OpenClipTeacher, TransformersTeacher
-from dcclip_cli.progress import Lines
 from tests.model.test_preprocess import noise
 
 TEXTS = ["一张照片", "a photo of 猫", "Ｔ恤 ，！", "“quoted” &amp; the", "a " * 200, "的" * 200]

@@ -9,7 +9,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.core.errors import DcclipError
 from dcclip_cli.model.inherit import inherit_image_tower, init_text_tower, principal_components
 from dcclip_cli.model.model_dir import load_model
 from dcclip_cli.model.students import StudentOptions, build_model, model_config, preprocessing_of

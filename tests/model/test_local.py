@@ -26,7 +26,7 @@ def watch(event, arguments):
 
 import numpy, open_clip, timm, torch, transformers
 from PIL import Image
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.core.errors import DcclipError
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.inference.encoder import load_encoder
 here = Path.cwd()

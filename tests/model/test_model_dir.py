@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from dcclip_cli.core.errors import DcclipError
+from dcclip_cli.core.files import read_json
 from dcclip_cli.data.pair import Pair
-from dcclip_cli.errors import DcclipError
-from dcclip_cli.files import read_json
 from dcclip_cli.model.model_dir import load_model, model_fingerprint, save_model
 from dcclip_cli.model.preprocess import decode
 from dcclip_cli.model.tokenizer import load_tokenizer

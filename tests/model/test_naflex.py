@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from dcclip_cli import api
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.core.errors import DcclipError
 from dcclip_cli.inference.encoder import TorchEncoder, load_encoder
 from dcclip_cli.inference.onnx_encoder import OnnxEncoder
 from dcclip_cli.model.reference import resolve
@@ -32,7 +32,7 @@ def of_siglip2(folder: Path, weights: Path) -> Any:
     """transformers' own SigLIP2 with the weights of another model whose towers are the same."""
     from transformers import Siglip2Config, Siglip2Model
 
-    from dcclip_cli.files import read_json
+    from dcclip_cli.core.files import read_json
 
     config = read_json(folder / "config.json", "")
     parts = {name: config[name] | {"model_type": f"siglip2_{name.replace('config', 'model')}"}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.core.errors import DcclipError
 from dcclip_cli.model.preprocess import ImageError, Preprocessing, decode, flatten, matching_preprocessing
 from tests.images import encode, png_header
 

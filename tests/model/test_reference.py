@@ -15,9 +15,9 @@ from urllib.parse import parse_qsl, urlsplit
 import pytest
 
 import dcclip_cli
-from dcclip_cli.errors import DcclipError
-from dcclip_cli.files import file_sha256
-from dcclip_cli.hub import modelscope_folder
+from dcclip_cli.core.errors import DcclipError
+from dcclip_cli.core.files import file_sha256
+from dcclip_cli.core.hub import modelscope_folder
 from dcclip_cli.inference.encoder import load_encoder
 from dcclip_cli.model.reference import ModelSource, resolve
 from dcclip_cli.model.teachers import TransformersTeacher

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.core.errors import DcclipError
+from dcclip_cli.core.progress import Lines
 from dcclip_cli.inference.encoder import load_encoder
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.model.teachers import FgClip2Teacher, TransformersTeacher
-from dcclip_cli.progress import Lines
 from dcclip_cli.recipe.run import teacher_reference
 
 

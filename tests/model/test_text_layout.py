@@ -8,7 +8,7 @@ import open_clip
 import pytest
 import torch
 
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.core.errors import DcclipError
 from dcclip_cli.model import inherit
 from dcclip_cli.model.model_dir import load_model, save_model
 from dcclip_cli.model.students import StudentOptions, TextTower, build_model, model_config, preprocessing_of

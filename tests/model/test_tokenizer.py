@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer, models
 
+from dcclip_cli.core.errors import DcclipError
 from dcclip_cli.data.dataset import open_pairs
 from dcclip_cli.data.pair import LANGUAGES
-from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.tokenizer import (
     BEGIN_ID,
     END_ID,

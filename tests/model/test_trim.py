@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.core.errors import DcclipError
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.model.teachers import OpenClipTeacher, TransformersTeacher
 from dcclip_cli.model.tokenizer import keep_tokens

@@ -16,10 +16,10 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
+from dcclip_cli.core.errors import DcclipError
 from dcclip_cli.curation.collect import collect
 from dcclip_cli.curation.options import CollectOptions
 from dcclip_cli.data.prompts import read
-from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval.registry import SETS, prompts_of
 from dcclip_cli.eval.result import save_results, sha256_of
 from dcclip_cli.exporters.export import ExportOptions, export

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.core.errors import DcclipError
 from dcclip_cli.recipe.load import check_finished, load, record, resolved_yaml
 
 SMALL = """\

@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 
 from dcclip_cli import api
-from dcclip_cli.checksums import write_record
+from dcclip_cli.core.checksums import write_record
+from dcclip_cli.core.errors import DcclipError
+from dcclip_cli.core.files import cache_folder
+from dcclip_cli.core.run_dir import RunDir, StageName
 from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import Pair
-from dcclip_cli.errors import DcclipError
-from dcclip_cli.files import cache_folder
 from dcclip_cli.recipe import preflight
 from dcclip_cli.recipe.load import load, record
 from dcclip_cli.recipe.preflight import check
-from dcclip_cli.run_dir import RunDir, StageName
 from tests.tars import tar_of
 from tests.train.jobs import refused
 

@@ -13,9 +13,9 @@ import pytest
 import yaml
 
 import dcclip_cli as dcclip_api
+from dcclip_cli.core.run_dir import RunDir
 from dcclip_cli.eval.compare import read_results
 from dcclip_cli.recipe import sweep
-from dcclip_cli.run_dir import RunDir
 from tests.cli.conftest import dcclip
 from tests.train.jobs import need_libuv, refused, send
 

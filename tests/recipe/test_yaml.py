@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.core.errors import DcclipError
 from dcclip_cli.recipe.yaml import MAX_BYTES, Document, read
 
 

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from dcclip_cli.inference.encoder import load_encoder
-from dcclip_cli.inference.index import open_index
 from dcclip_cli.model.reference import resolve
+from dcclip_cli.photos.index import open_index
 from dcclip_cli.serve.app import application
 from tests.conftest import opened
 from tests.curation.test_executors import wait

@@ -25,12 +25,12 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from dcclip_cli.cli import serve
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.core.errors import DcclipError
 from dcclip_cli.inference.encoder import load_encoder
-from dcclip_cli.inference.index import open_index
 from dcclip_cli.inference.model import Model
 from dcclip_cli.model.known_words import KnownWords
 from dcclip_cli.model.reference import resolve
+from dcclip_cli.photos.index import open_index
 from dcclip_cli.serve import guard, server
 from dcclip_cli.serve.app import application
 from dcclip_cli.serve.batches import BatchedEncoder

@@ -14,11 +14,11 @@ from typer.testing import CliRunner
 import dcclip_cli
 from dcclip_cli.cli.app import app
 from dcclip_cli.inference.encoder import Encoder, TorchEncoder, load_encoder
-from dcclip_cli.inference.index import open_index
 from dcclip_cli.inference.zero_shot import softmax
 from dcclip_cli.model.model_dir import load_model
 from dcclip_cli.model.preprocess import decode
 from dcclip_cli.model.reference import resolve
+from dcclip_cli.photos.index import open_index
 from dcclip_cli.serve.app import application
 
 ROOT = Path(__file__).parent.parent.parent

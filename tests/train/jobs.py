@@ -17,13 +17,13 @@ from pydantic import TypeAdapter
 from safetensors.torch import load_file
 
 import dcclip_cli
+from dcclip_cli.core.errors import DcclipError
+from dcclip_cli.core.processes import calls, process_pool
+from dcclip_cli.core.progress import Progress, Silent, Task
+from dcclip_cli.core.run_dir import RunDir, TrainResult
 from dcclip_cli.data.options import DataOptions
-from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.students import StudentOptions
 from dcclip_cli.model.teachers import Teacher
-from dcclip_cli.processes import calls, process_pool
-from dcclip_cli.progress import Progress, Silent, Task
-from dcclip_cli.run_dir import RunDir, TrainResult
 from dcclip_cli.train.options import AlignOptions, DistillOptions
 from dcclip_cli.train.stage import Stage
 from dcclip_cli.train.trainer import train_stage

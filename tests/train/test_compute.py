@@ -25,7 +25,7 @@ def chosen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_loading_processes_keep_their_cores(
     cores: int, workers: int, threads: int, chosen: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dcclip_cli.machine.cores", lambda: cores)
+    monkeypatch.setattr("dcclip_cli.core.machine.cores", lambda: cores)
     compute.use_threads(TrainOptions(steps=1, workers=workers), tmp_path)
     assert chosen == [threads]
 
@@ -43,6 +43,6 @@ def test_a_resumed_stage_has_the_threads_it_began_with(
     chosen: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for cores, stage in ((2, "distill"), (4, "distill"), (4, "align")):
-        monkeypatch.setattr("dcclip_cli.machine.cores", lambda count=cores: count)
+        monkeypatch.setattr("dcclip_cli.core.machine.cores", lambda count=cores: count)
         compute.use_threads(TrainOptions(steps=1), tmp_path / stage)
     assert chosen == [2, 2, 3]

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
+from dcclip_cli.core.run_dir import RunDir
 from dcclip_cli.data.batch import Batch, Texts
 from dcclip_cli.inference.encoder import load_encoder
 from dcclip_cli.model.model_dir import load_model, model_fingerprint, read_provenance
@@ -18,7 +19,6 @@ from dcclip_cli.model.reference import resolve
 from dcclip_cli.model.teachers import AltClipTeacher
 from dcclip_cli.model.towers import ImageFeatures
 from dcclip_cli.recipe.load import load
-from dcclip_cli.run_dir import RunDir
 from dcclip_cli.train.losses.base import Outputs, Widths
 from dcclip_cli.train.losses.contrastive import TaskLoss
 from dcclip_cli.train.losses.embeddings import EmbeddingLoss, InteractiveLoss

@@ -14,15 +14,15 @@ import pytest
 import torch
 
 from dcclip_cli import api
+from dcclip_cli.core.errors import translated
+from dcclip_cli.core.run_dir import RunDir
 from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.options import DataOptions
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.data.preview import Preview
-from dcclip_cli.errors import translated
 from dcclip_cli.model.teachers import AltClipTeacher
 from dcclip_cli.recipe.load import load
 from dcclip_cli.recipe.preflight import check
-from dcclip_cli.run_dir import RunDir
 from dcclip_cli.train.estimate import BlankStage, Pace, Rows, Times, lines, measure
 from dcclip_cli.train.options import DistillOptions
 from tests.conftest import SHAPES
@@ -80,10 +80,10 @@ PEAKS = """
 import sys
 from pathlib import Path
 from dcclip_cli import api
-from dcclip_cli.machine import peak_memory_bytes
+from dcclip_cli.core.machine import peak_memory_bytes
 from dcclip_cli.recipe.load import load
 from dcclip_cli.recipe.preflight import check
-from dcclip_cli.run_dir import RunDir
+from dcclip_cli.core.run_dir import RunDir
 from dcclip_cli.train.estimate import measure
 recipe, out = map(Path, sys.argv[1:])
 [stage] = check(load(recipe), RunDir(out), ("distill",))

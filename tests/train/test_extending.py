@@ -10,9 +10,9 @@ import yaml
 from pydantic import TypeAdapter
 
 import dcclip_cli as dcclip
-from dcclip_cli import extensions
-from dcclip_cli.checksums import write_record
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.core import extensions
+from dcclip_cli.core.checksums import write_record
+from dcclip_cli.core.errors import DcclipError
 from dcclip_cli.train.losses import DistillLoss
 from tests.cli.conftest import dcclip as dcclip_command
 from tests.pages import ROOT, blocks

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from dcclip_cli.core.errors import translated
 from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import Pair
-from dcclip_cli.errors import translated
 from dcclip_cli.model.model_dir import load_model
 from dcclip_cli.model.preprocess import decode
 from dcclip_cli.model.tokenizer import load_tokenizer

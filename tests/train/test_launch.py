@@ -16,9 +16,9 @@ import pytest
 import yaml
 from torch.distributed import DistStoreError
 
+from dcclip_cli.core.progress import Silent
 from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import Pair
-from dcclip_cli.progress import Silent
 from dcclip_cli.train.compute import _rendezvous
 from dcclip_cli.train.launch import launch, on_gpus, process_number
 from tests.cli.conftest import dcclip

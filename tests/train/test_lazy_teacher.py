@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from dcclip_cli.errors import DcclipError
-from dcclip_cli.machine import cpu_name
+from dcclip_cli.core.errors import DcclipError
+from dcclip_cli.core.machine import cpu_name
+from dcclip_cli.core.progress import Silent
+from dcclip_cli.core.versions import versions
 from dcclip_cli.model.teachers import AltClipTeacher, OpenClipTeacher, TransformersTeacher
-from dcclip_cli.progress import Silent
 from dcclip_cli.train.teacher import LazyTeacher, widths
-from dcclip_cli.versions import versions
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
+from dcclip_cli.core.errors import DcclipError
 from dcclip_cli.data.batch import Batch, Texts
-from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.towers import Tokens
 from dcclip_cli.train.loading import load_batches
 from tests.train.jobs import ENVIRONMENT, refused

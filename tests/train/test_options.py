@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from dcclip_cli.core.run_dir import RunDir
 from dcclip_cli.data.options import DataOptions
 from dcclip_cli.model.students import StudentOptions
 from dcclip_cli.model.teachers import AltClipTeacher
-from dcclip_cli.run_dir import RunDir
 from dcclip_cli.train.options import AlignOptions, DistillOptions, TrainOptions
 from dcclip_cli.train.problems import problems, warnings
 from dcclip_cli.train.stage import Stage

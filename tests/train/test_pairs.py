@@ -14,12 +14,12 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from dcclip_cli.core.errors import DcclipError
+from dcclip_cli.core.run_dir import RunDir
 from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import Pair
-from dcclip_cli.errors import DcclipError
 from dcclip_cli.recipe.load import load
 from dcclip_cli.recipe.preflight import check
-from dcclip_cli.run_dir import RunDir
 from dcclip_cli.train.trainer import Trainer
 from tests.covering import Row, covers_all
 from tests.tars import tar_of

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from dcclip_cli.core.machine import cores, loading_processes
 from dcclip_cli.data.dataset import open_pairs
 from dcclip_cli.data.samplers import EpochBatchSampler, MixedBatchSampler
-from dcclip_cli.machine import cores, loading_processes
 from dcclip_cli.train.compute import Parts
 from tests.train.jobs import ENVIRONMENT, Job, Watch, elsewhere, run, sha256
 

@@ -9,10 +9,10 @@ import pytest
 from accelerate import Accelerator
 from torch import nn
 
+from dcclip_cli.core.processes import Stopped
 from dcclip_cli.data.batch import Batch
 from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import Pair
-from dcclip_cli.processes import Stopped
 from dcclip_cli.train import trainer, validation
 from dcclip_cli.train.checkpoint import latest_checkpoint
 from dcclip_cli.train.compute import decided, join_processes, make_accelerator

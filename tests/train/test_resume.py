@@ -10,11 +10,11 @@ import pytest
 import timm
 from safetensors.torch import save_file
 
+from dcclip_cli.core.processes import calls, process_pool
+from dcclip_cli.core.run_dir import TrainResult
 from dcclip_cli.data.batch import Batch
 from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import Pair
-from dcclip_cli.processes import calls, process_pool
-from dcclip_cli.run_dir import TrainResult
 from dcclip_cli.train.checkpoint import latest_checkpoint
 from dcclip_cli.train.trainer import Trainer
 from tests.train.jobs import Job, Watch, elsewhere, interrupt, kill, logged, refused, run, sha256

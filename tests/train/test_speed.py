@@ -15,9 +15,9 @@ from torch._dynamo.utils import counters
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from dcclip_cli.core.errors import DcclipError
 from dcclip_cli.data.dataset import open_pairs
 from dcclip_cli.data.samplers import EpochBatchSampler, MixedBatchSampler
-from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.blank import blank_student
 from dcclip_cli.model.students import StudentOptions
 from dcclip_cli.model.towers import Tokens

@@ -10,7 +10,11 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from dcclip_cli import api, store
+from dcclip_cli import api
+from dcclip_cli.core import store
+from dcclip_cli.core.errors import DcclipError
+from dcclip_cli.core.progress import Silent
+from dcclip_cli.core.store import FeatureStore, open_block
 from dcclip_cli.data.batch import Batch
 from dcclip_cli.data.collator import Collator
 from dcclip_cli.data.dataset import open_pairs, write_parquet
@@ -18,13 +22,10 @@ from dcclip_cli.data.options import Augment, CaptionOptions
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.data.pixels import training_preprocess
 from dcclip_cli.data.samplers import Sample
-from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.model_dir import load_model
 from dcclip_cli.model.precision import Choice
 from dcclip_cli.model.teachers import AltClipTeacher, FgClip2Teacher, OpenClipTeacher, TransformersTeacher
 from dcclip_cli.model.towers import OpenClipTowers, Towers
-from dcclip_cli.progress import Silent
-from dcclip_cli.store import FeatureStore, open_block
 from dcclip_cli.train import teacher_cache
 from dcclip_cli.train.loading import load_batches
 from dcclip_cli.train.losses.base import Loss, Outputs, Widths

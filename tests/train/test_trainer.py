@@ -18,12 +18,12 @@ from pydantic import ValidationError
 from timm.models import SwinTransformer, TinyVit, VisionTransformer
 from torch import Tensor, nn
 
+from dcclip_cli.core.progress import Progress, Silent
+from dcclip_cli.core.run_dir import RunDir
 from dcclip_cli.data.batch import Batch
 from dcclip_cli.data.collator import Collator
 from dcclip_cli.data.options import Augment, CaptionOptions, DataOptions
 from dcclip_cli.model.towers import Tokens
-from dcclip_cli.progress import Progress, Silent
-from dcclip_cli.run_dir import RunDir
 from dcclip_cli.train import checkpoint, trainer
 from dcclip_cli.train.checkpoint import TrainState, write_checkpoint
 from dcclip_cli.train.distributed import from_all

@@ -1,8 +1,10 @@
-"""Run bad inputs through all commands and count how they end: refused well, traceback, hang, silently wrong, ...
+"""Run bad inputs through all commands and count how they end: refused well, traceback, hang,
+silently wrong, ...
 
     python -m benchmarks.dev.hostile.battery --cases 1000 --workers 2 --out failures.jsonl
 
-Prints a Markdown table of counts; writes each failure to a JSONL file. Exits with 1 if there is one.
+Prints a Markdown table of counts; writes each failure to a JSONL file. Exits with 1 if there is
+one.
 """
 
 from __future__ import annotations
@@ -36,26 +38,43 @@ def run_cases(options: argparse.Namespace, worker: int, work: Path) -> Counter[t
         counts[case.name.partition(":")[0], verdict] += 1
         if verdict not in (REFUSED, FINE):
             with options.out.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps({"case": case.name[:500], "verdict": verdict, "why": why}) + "\n")
+                stream.write(
+                    json.dumps({"case": case.name[:500], "verdict": verdict, "why": why}) + "\n"
+                )
     return counts
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="only cases whose name contains one of these, which commas separate")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--only",
+        default="",
+        help="only cases whose name contains one of these, which commas separate",
+    )
     parser.add_argument("--cases", type=int, default=1000)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("failures.jsonl"))
-    parser.add_argument("--work", type=lambda name: Path(name).absolute(), default="build/hostile", help="kept folder")
+    parser.add_argument(
+        "--work",
+        type=lambda name: Path(name).absolute(),
+        default="build/hostile",
+        help="kept folder",
+    )
     options = parser.parse_args()
     options.out.write_bytes(b"")
     os.environ |= QUIET
     import_everything()
     start, workers = time.monotonic(), range(options.workers)
     shutil.rmtree(options.work, ignore_errors=True)
-    # Forks, as the commands are: whoever forks computes nothing, since OpenMP's threads do not survive it.
+    # Forks, as the commands are: whoever forks computes nothing, since OpenMP's threads do not
+    # survive it.
     with ProcessPoolExecutor(len(workers), get_context("fork")) as pool:
-        futures = [pool.submit(run_cases, options, worker, options.work / str(worker)) for worker in workers]
+        futures = [
+            pool.submit(run_cases, options, worker, options.work / str(worker))
+            for worker in workers
+        ]
         counts = sum((future.result() for future in futures), Counter[tuple[str, str]]())
     columns = list(dict.fromkeys((REFUSED, FINE, *(verdict for _, verdict in counts))))
     print("| input | cases | " + " | ".join(columns) + " |\n|---|" + "--:|" * (len(columns) + 1))

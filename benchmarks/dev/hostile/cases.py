@@ -41,9 +41,11 @@ Draw = Callable[[Random], tuple[str, Row]]  # a name, and a row drawn at random
 
 @dataclass(frozen=True)
 class Table:
-    """Rows, and commands separated by ` ; ` that get them: `{}` is replaced by the row's argument, `{*}` by its words.
+    """Rows, and commands separated by ` ; ` that get them: `{}` is replaced by the row's argument,
+    `{*}` by its words.
 
-    Where nothing `may_succeed`, or a row is not among those named in `fine`, a command has to end with an error.
+    Where nothing `may_succeed`, or a row is not among those named in `fine`, a command has to end
+    with an error.
     """
 
     cases: int  # of 1,000
@@ -69,7 +71,9 @@ class Table:
         command = commands[(turn + place) % len(commands)]
         arguments: list[str] = []
         for word in shlex.split(command):
-            arguments += shlex.split(row.argument) if word == "{*}" else [word.replace("{}", row.argument)]
+            arguments += (
+                shlex.split(row.argument) if word == "{*}" else [word.replace("{}", row.argument)]
+            )
         may_succeed = self.may_succeed or row.may_succeed or label in self.fine.split(";")
         options = (row.change, may_succeed, self.check, row.stdin)
         return Case(f"{name}: {label}: {command}", arguments, self.parts.split(), *options)
@@ -78,13 +82,17 @@ class Table:
 def write(name: str, content: bytes | str) -> Change:
     def change(here: Path) -> None:
         (here / name).parent.mkdir(parents=True, exist_ok=True)
-        (here / name).write_bytes(content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content)
+        (here / name).write_bytes(
+            content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content
+        )
 
     return change
 
 
 def both(*changes: Change) -> Change:
-    return lambda here: ", ".join(text for change in changes if isinstance(text := change(here), str)) or None
+    return lambda here: (
+        ", ".join(text for change in changes if isinstance(text := change(here), str)) or None
+    )
 
 
 def fifo(name: str) -> Change:
@@ -111,15 +119,48 @@ def empty(name: str) -> Change:
     return lambda here: (shutil.rmtree(here / name), (here / name).mkdir())
 
 
-_WORDS = ("", " ", "猫", "a" * 5000, "../../etc/passwd", "\x1b[2Jx", "nan", "1e400", "\ud800", "{}", "%s", "hf-hub:a/b")
-_NUMBERS = (-1, 0, 1, 3, 2**31, 2**63, 10**30, -0.5, 0.1, 1e300, float("nan"), float("inf"), -float("inf"))
+_WORDS = (
+    "",
+    " ",
+    "猫",
+    "a" * 5000,
+    "../../etc/passwd",
+    "\x1b[2Jx",
+    "nan",
+    "1e400",
+    "\ud800",
+    "{}",
+    "%s",
+    "hf-hub:a/b",
+)
+_NUMBERS = (
+    -1,
+    0,
+    1,
+    3,
+    2**31,
+    2**63,
+    10**30,
+    -0.5,
+    0.1,
+    1e300,
+    float("nan"),
+    float("inf"),
+    -float("inf"),
+)
 
 
 def hostile_value(random: Random) -> Any:
     """A value of any JSON type that few keys accept."""
-    word, number, deep = random.choice(_WORDS), random.choice(_NUMBERS), json.loads("[" * 200 + "]" * 200)
+    word, number, deep = (
+        random.choice(_WORDS),
+        random.choice(_NUMBERS),
+        json.loads("[" * 200 + "]" * 200),
+    )
     items = [random.choice((*_NUMBERS, *_WORDS)) for _ in range(random.randrange(4))]
-    return random.choice((word, number, number, None, random.random() < 0.5, items, {word or "x": number}, deep))
+    return random.choice(
+        (word, number, number, None, random.random() < 0.5, items, {word or "x": number}, deep)
+    )
 
 
 def paths(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -140,15 +181,23 @@ def short(value: Any) -> str:
     return text if len(text := ascii(value)) <= 40 else f"{text[:30]}... ({len(text)})"
 
 
-def damage_file(*patterns: str, kinds: str = "flipped flipped cut cut emptied folder pipe loop") -> Draw:
+def damage_file(
+    *patterns: str, kinds: str = "flipped flipped cut cut emptied folder pipe loop"
+) -> Draw:
     """Damage to a file that a glob finds; in the cache if the glob begins with that."""
 
     def draw(random: Random) -> tuple[str, Row]:
-        pattern, kind, seed = random.choice(patterns), random.choice(kinds.split()), random.randrange(2**32)
+        pattern, kind, seed = (
+            random.choice(patterns),
+            random.choice(kinds.split()),
+            random.randrange(2**32),
+        )
 
         def change(here: Path) -> str:
             files = (here.parent if pattern.startswith("cache/") else here).glob(pattern)
-            file = Random(seed).choice(sorted(path for path in files if path.is_file() and path.stat().st_size))
+            file = Random(seed).choice(
+                sorted(path for path in files if path.is_file() and path.stat().st_size)
+            )
             damage(file, kind, seed)
             return file.name
 
@@ -167,7 +216,9 @@ def damage_json(*names: str, without: str = "") -> Draw:
             chance, value = Random(seed), json.loads((here / name).read_text("utf-8"))
             path = chance.choice(paths(value))
             parent, key, new = at(value, path[:-1]), path[-1], hostile_value(chance)
-            if (kind := chance.choice(("value", "value", "value", "removed", "nested"))) == "removed":
+            if (
+                kind := chance.choice(("value", "value", "value", "removed", "nested"))
+            ) == "removed":
                 del parent[key]
             else:
                 parent[key] = new if kind == "value" else {"a": parent[key]}
@@ -205,18 +256,26 @@ FILE = write("file", "years of work")
 def _recipe_value(random: Random) -> tuple[str, Row]:
     """One value of a recipe with all stages; a number accepts no truth value, text or infinity."""
     recipe: Any = json.loads(json.dumps(RECIPE | COLLECT))
-    recipe["distill"] |= {"ema": 0.9, "clip_norm": 1.0, "augment": {"rotate": 5.0, "scale": [0.9, 1.1], "blur": 0.5}}
+    recipe["distill"] |= {
+        "ema": 0.9,
+        "clip_norm": 1.0,
+        "augment": {"rotate": 5.0, "scale": [0.9, 1.1], "blur": 0.5},
+    }
     recipe["align"] |= {"cross_lingual": 0.25, "losses": [{"kind": "embedding", "weight": 0.5}]}
     path, new = random.choice(paths(recipe)), hostile_value(random)
     old, at(recipe, path[:-1])[path[-1]] = at(recipe, path), new
     is_number = isinstance(old, int | float) and not isinstance(old, bool)
     may_succeed = not (is_number and isinstance(new, str | bool | list | dict))
-    return f"{'.'.join(map(str, path))} = {short(new)}", Row("", write("r.yaml", json.dumps(recipe)), b"", may_succeed)
+    return f"{'.'.join(map(str, path))} = {short(new)}", Row(
+        "", write("r.yaml", json.dumps(recipe)), b"", may_succeed
+    )
 
 
 def _damaged_data(random: Random) -> tuple[str, Row]:
     """Damage to a file of pairs, a table or a folder."""
-    file = random.choice(("train.parquet", "pairs.tar", "folder", "table.tsv", "table.csv", "table.jsonl"))
+    file = random.choice(
+        ("train.parquet", "pairs.tar", "folder", "table.tsv", "table.csv", "table.jsonl")
+    )
     label, row = damage_file("folder/*" if file == "folder" else file)(random)
     return label, Row(f"./{file}", both(row.change, _recipes_for(file)))
 
@@ -224,8 +283,14 @@ def _damaged_data(random: Random) -> tuple[str, Row]:
 def _recipes_for(file: str) -> Change:
     """Recipes that collect a file, or train on it."""
     kind = {"x.tar": "tars", "pairs.tar": "tars", "folder": "folder"}.get(file, "table")
-    collect = {"name": "gathered", "collect": {"sources": [{"kind": kind, "path": f"./{file}"}], "filters": []}}
-    train = RECIPE | {"data": {"train": f"./{file}"}, "align": RECIPE["align"] | {"start": "scratch"}}
+    collect = {
+        "name": "gathered",
+        "collect": {"sources": [{"kind": kind, "path": f"./{file}"}], "filters": []},
+    }
+    train = RECIPE | {
+        "data": {"train": f"./{file}"},
+        "align": RECIPE["align"] | {"start": "scratch"},
+    }
     return both(write("c.yaml", yaml.safe_dump(collect)), write("r.yaml", yaml.safe_dump(train)))
 
 
@@ -235,7 +300,12 @@ def _parquet(**columns: list[Any]) -> Change:
         import pyarrow.parquet as pq
 
         not_utf8 = pa.array([b"\xff\xfe cat"], pa.binary()).view(pa.string())
-        table = {"key": ["a"], "image": [PNG], "zh": [["红方块"]], "en": [["a red square"]] if columns else not_utf8}
+        table = {
+            "key": ["a"],
+            "image": [PNG],
+            "zh": [["红方块"]],
+            "en": [["a red square"]] if columns else not_utf8,
+        }
         pq.write_table(pa.table(table | columns), here / "x.parquet")
 
     return change
@@ -258,16 +328,36 @@ def _films(random: Random) -> tuple[str, Row]:
         name, row = damage_file("films/x.mp4")(random)
         return name, Row("films/x.mp4#t=0.5", row.change, may_succeed=True)
     time_s = random.choice(
-        ["1e20", "9" * 25, "9" * 300, "-1", "nan", "", "0x1", "1e-9", "３", "1:30", "0.5#t=1", "7e99"]
+        [
+            "1e20",
+            "9" * 25,
+            "9" * 300,
+            "-1",
+            "nan",
+            "",
+            "0x1",
+            "1e-9",
+            "３",
+            "1:30",
+            "0.5#t=1",
+            "7e99",
+        ]
     )
     return f"#t={time_s[:30]}", Row(f"films/x.mp4#t={time_s}", may_succeed=True)
 
 
 def _rpc(*calls: tuple[str, dict[str, Any]]) -> bytes:
     """Requests to `mcp` as lines, after those that begin a session."""
-    start = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "x", "version": "1"}}
+    start = {
+        "protocolVersion": "2025-06-18",
+        "capabilities": {},
+        "clientInfo": {"name": "x", "version": "1"},
+    }
     requests = [("initialize", start), *calls]
-    lines = [{"jsonrpc": "2.0", "id": id_, "method": name, "params": more} for id_, (name, more) in enumerate(requests)]
+    lines = [
+        {"jsonrpc": "2.0", "id": id_, "method": name, "params": more}
+        for id_, (name, more) in enumerate(requests)
+    ]
     return "".join(f"{json.dumps(line)}\n" for line in lines).encode()
 
 
@@ -292,7 +382,8 @@ def _keeps_foreign(here: Path, stdout: str) -> str:
 
 _SUBJECT = "<dc:subject xmlns:dc='http://purl.org/dc/elements/1.1/'{}"
 _RDF = (
-    "<rdf:RDF xmlns:rdf='http://www.w3.org/1999/02/22-rdf-syntax-ns#'><rdf:Description>{}</rdf:Description></rdf:RDF>"
+    "<rdf:RDF "
+    "xmlns:rdf='http://www.w3.org/1999/02/22-rdf-syntax-ns#'><rdf:Description>{}</rdf:Description></rdf:RDF>"
 )
 _SIDECARS: dict[str, bytes | str] = {
     "empty": "",
@@ -312,7 +403,9 @@ _SIDECARS: dict[str, bytes | str] = {
     "foreign": _RDF.format("<!-- <dcclip:x>keep</dcclip:x> --><d:x xmlns:d='urn:other'>keep</d:x>"),
     "BOM": "\ufeff" + _RDF,
     "list": _RDF.format(_SUBJECT.format("/>")),
-    "tags": _RDF.format(_SUBJECT.format(f"><rdf:Bag>{'<rdf:li>狗</rdf:li>' * 20_000}</rdf:Bag></dc:subject>")),
+    "tags": _RDF.format(
+        _SUBJECT.format(f"><rdf:Bag>{'<rdf:li>狗</rdf:li>' * 20_000}</rdf:Bag></dc:subject>")
+    ),
 }
 _SIDECAR_FILES = {
     "folder": folder("pictures/1.png.xmp"),
@@ -338,11 +431,16 @@ _CALLS = {
     "type": _tool("show", photo=[1]),
     "prompt": Row(stdin=_rpc(("prompts/get", {"name": "\ud800"})), may_succeed=True),
     "method": Row(stdin=_rpc(("no/such", {})), may_succeed=True),
-    "no JSON": Row(stdin=_rpc() + b"{\n\xff\xfe\n[]\nnull\n" + b"[" * 100_000 + b"\n", may_succeed=True),
+    "no JSON": Row(
+        stdin=_rpc() + b"{\n\xff\xfe\n[]\nnull\n" + b"[" * 100_000 + b"\n", may_succeed=True
+    ),
     "cut": Row(stdin=_rpc() + _rpc()[:50], may_succeed=True),
 }
 _FITS = arguments(
-    *(f"--data {data} --labels 猫,dog --max-mb 3" for data in ("none", "bundle", "recipe.yaml", "/dev/null", "x")),
+    *(
+        f"--data {data} --labels 猫,dog --max-mb 3"
+        for data in ("none", "bundle", "recipe.yaml", "/dev/null", "x")
+    ),
     "--data classes --max-mb 0",
     "--data classes --max-mb nan",
     "--data classes",
@@ -490,12 +588,12 @@ bundle --dataset ./train.parquet --languages fr ; export --model model --out / ;
 --model model --out out --calibration none ; export --model model --out out --set a=b ; predict pictures --labels 猫
 --threads 0 ; predict pictures --labels 猫 --threads 1e9 ; search 猫 pictures --top-k nan ; search 猫 pictures --top-k 0
 ; predict pictures --labels 猫 --device x""")
-_ANY_COMMAND = "recipe.yaml collect.yaml table.tsv folder model bundle pictures train.parquet teacher cache classes"
+_ANY_COMMAND = "recipe.yaml collect.yaml table.tsv folder model bundle pictures train.parquet " "teacher cache classes"
 _TRAINING = "recipe.yaml train.parquet teacher cache"
 _PREDICT, _FIND = "predict {} --labels 猫,dog --model bundle", "search 猫 pictures --model bundle --json"
 _PICTURE_COMMANDS = f"{_PREDICT} ; {_PREDICT} --csv ; {_PREDICT} --json ; embed {{}} --model bundle ; {_FIND}"
 _TAG = "predict pictures/1.png --labels 猫,dog --model bundle --xmp"
-_USE = "predict pictures --labels 猫,狗,cat --json -q --model {} ; embed --text 猫 --text 'a dog' -q --model {}"
+_USE = "predict pictures --labels 猫,狗,cat --json -q --model {} ; embed --text 猫 --text 'a " "dog' -q --model {}"
 _READ = """collect c.yaml --workers 1 -q ; eval --model bundle --dataset {} -q ; index {} ; align r.yaml ; distill
 r.yaml --check ; eval --model bundle --dataset {} --task retrieval -q"""
 _OUT = """distill recipe.yaml --out {} ; collect collect.yaml --out {} --workers 1 ; export --model model --out {} ;

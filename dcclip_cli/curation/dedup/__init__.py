@@ -1,8 +1,10 @@
-"""Deduplication and decontamination over all pairs at once: the DuckDB tables, and the base class of filters on them.
+"""Deduplication and decontamination over all pairs at once: the DuckDB tables, and the base class
+of filters on them.
 
-`pairs` and `captions` never lose a row: a filter adds rows to `pair_drops` and `caption_drops`, and reads what is left
-from `live_pairs` and `live_captions`. A filter reads only these views and adds a pair or caption once, so each has one
-reason. A pair's `number` is its position in the order of keys, from 1.
+`pairs` and `captions` never lose a row: a filter adds rows to `pair_drops` and `caption_drops`,
+and reads what is left from `live_pairs` and `live_captions`. A filter reads only these views and
+adds a pair or caption once, so each has one reason. A pair's `number` is its position in the order
+of keys, from 1.
 
 | table or view   | columns                                                                                          |
 |-----------------|--------------------------------------------------------------------------------------------------|
@@ -17,9 +19,9 @@ reason. A pair's `number` is its position in the order of keys, from 1.
 | `live_captions` | the rows of `captions` without a drop, of live pairs                                             |
 | `thumbs`        | number, thumb BLOB; stays in the files, where only thumbnails that are compared are read         |
 
-Score files have the columns `key`, `name`, `language`, `place`, `value`; `place` counts from 0 within the captions of
-one language, in the order that the pair had when it was scored. A score belongs to the caption whose
-`(origin, language, origin_place)` is its `(number, language, place)`.
+Score files have the columns `key`, `name`, `language`, `place`, `value`; `place` counts from 0
+within the captions of one language, in the order that the pair had when it was scored. A score
+belongs to the caption whose `(origin, language, origin_place)` is its `(number, language, place)`.
 """
 
 from __future__ import annotations
@@ -29,8 +31,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dcclip_cli.core.options import Options
 from dcclip_cli.data.pair import LANGUAGES, Language
-from dcclip_cli.options import Options
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -44,7 +46,9 @@ class GlobalFilter(Options, ABC):
 
     @abstractmethod
     def apply(self, connection: DuckDBPyConnection) -> None:
-        """Add this filter's drops to the tables. Pairs left without captions are dropped afterwards."""
+        """Add this filter's drops to the tables. Pairs left without captions are dropped
+        afterwards.
+        """
 
 
 _TABLES = """
@@ -87,18 +91,26 @@ INSERT INTO pair_drops
 """
 
 
-def fill(connection: DuckDBPyConnection, signatures: Sequence[Path], scores: Sequence[Path]) -> None:
+def fill(
+    connection: DuckDBPyConnection, signatures: Sequence[Path], scores: Sequence[Path]
+) -> None:
     """Create the tables and load the signature files and the score files into them."""
     names = ([str(path).replace("'", "''") for path in paths] for paths in (signatures, scores))
-    files, score_files = ("['" + "', '".join(paths) + "']" for paths in names)  # as SQL: views take no parameters
+    files, score_files = (
+        "['" + "', '".join(paths) + "']" for paths in names
+    )  # as SQL: views take no parameters
     connection.execute(_PAIRS.format(files=files))
     selected = [_CAPTIONS.format(language=language, files=files) for language in LANGUAGES]
     connection.execute("CREATE TABLE captions AS " + " UNION ALL ".join(selected) + ";" + _TABLES)
     if scores:
         rows = f"read_parquet({score_files}) JOIN pairs USING (key)"
-        connection.execute(f"INSERT INTO scores SELECT number, name, language, place, value FROM {rows}")
+        connection.execute(
+            f"INSERT INTO scores SELECT number, name, language, place, value FROM {rows}"
+        )
 
 
 def drop_empty(connection: DuckDBPyConnection, needs: Sequence[Language] = ()) -> None:
-    """Drop as `no-caption` pairs without captions in a needed language, or in any language if `needs` is empty."""
+    """Drop as `no-caption` pairs without captions in a needed language, or in any language if
+    `needs` is empty.
+    """
     connection.execute(_EMPTY_PAIRS, {"languages": list(needs or LANGUAGES), "each": bool(needs)})

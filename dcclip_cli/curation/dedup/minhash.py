@@ -16,12 +16,18 @@ from dcclip_cli.curation.dedup import GlobalFilter
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-# 8 bands of 4: texts of similarity 0.85 share a band in 99.8 % of cases, texts of similarity 0.4 in 19 %.
-_PERMUTATIONS, _BANDS = 32, 8
-_FACTORS = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9], np.uint64)  # odd: those of xxHash
+# 8 bands of 4: texts of similarity 0.85 share a band in 99.8 % of cases, texts of similarity 0.4
+# in 19 %.
+_PERMUTATIONS = 32
+_BANDS = 8
+_FACTORS = np.array(
+    [0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9], np.uint64
+)  # odd: those of xxHash
 _TEXTS_AT_A_TIME = 50_000  # of which candidates are counted in memory, some hundred of each
 _MIN_LETTERS = 12  # shorter captions are duplicates only if their letters are equal
-_WORD = re.compile(r"[\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]|[^\W\u3400-\u9fff\uf900-\ufaff]+")
+_WORD = re.compile(
+    r"[\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]|[^\W\u3400-\u9fff\uf900-\ufaff]+"
+)
 
 
 def text_hash(caption: str, letters: str) -> int:
@@ -32,44 +38,69 @@ def text_hash(caption: str, letters: str) -> int:
 
 
 def letters_of(caption: str) -> str:
-    """Only the letters and digits, in NFKC and case-folded: equal for captions that differ in case or punctuation."""
+    """Only the letters and digits, in NFKC and case-folded: equal for captions that differ in case
+    or punctuation.
+    """
     return "".join(filter(str.isalnum, unicodedata.normalize("NFKC", caption).casefold()))
 
 
 def jaccard(caption: str, other_caption: str) -> float:
     """The Jaccard similarity of two captions' character trigrams, 0 to 1."""
-    first, second = set(_grams(letters_of(caption))), set(_grams(letters_of(other_caption)))
+    first = set(_grams(letters_of(caption)))
+    second = set(_grams(letters_of(other_caption)))
     return len(first & second) / len(first | second)
 
 
 def replaces_a_word(caption: str, other_caption: str) -> bool:
-    """Whether each caption has a word or Chinese character that the other lacks; order does not count."""
+    """Whether each caption has a word or Chinese character that the other lacks; order does not
+    count.
+    """
     first, second = (
-        Counter(_WORD.findall(unicodedata.normalize("NFKC", text).casefold())) for text in (caption, other_caption)
+        Counter(_WORD.findall(unicodedata.normalize("NFKC", text).casefold()))
+        for text in (caption, other_caption)
     )
     return bool(first - second) and bool(second - first)
 
 
 def bands_of(letters: Sequence[str]) -> np.ndarray:
-    """MinHash bands of captions by their `letters_of`, uint64 (captions, 8): those that share one are compared."""
+    """MinHash bands of captions by their `letters_of`, uint64 (captions, 8): those that share one
+    are compared.
+    """
     from rensa import RMinHash
 
-    rows = RMinHash.digest_matrix_from_token_sets(list(map(_grams, letters)), _PERMUTATIONS, 1).to_rows()
-    halves = np.array(rows, "<u4").reshape(-1, _PERMUTATIONS).view("<u8").reshape(len(letters), _BANDS, 2)
+    rows = RMinHash.digest_matrix_from_token_sets(
+        list(map(_grams, letters)), _PERMUTATIONS, 1
+    ).to_rows()
+    halves = (
+        np.array(rows, "<u4")
+        .reshape(-1, _PERMUTATIONS)
+        .view("<u8")
+        .reshape(len(letters), _BANDS, 2)
+    )
     first, second, third = _FACTORS
-    return halves[..., 0] * first + halves[..., 1] * second + np.arange(_BANDS, dtype=np.uint64) * third  # mod 2**64
+    return (
+        halves[..., 0] * first
+        + halves[..., 1] * second
+        + np.arange(_BANDS, dtype=np.uint64) * third
+    )  # mod 2**64
 
 
 def sketches_of(letters: Sequence[str]) -> np.ndarray:
-    """The number of each caption's trigrams and 512 bits, one set by each of them, uint64 (captions, 9).
+    """The number of each caption's trigrams and 512 bits, one set by each of them, uint64
+    (captions, 9).
 
-    Two captions have at least as many trigrams that the other lacks as their sketches have different bits.
+    Two captions have at least as many trigrams that the other lacks as their sketches have
+    different bits.
     """
-    codes = np.frombuffer("".join(letters).encode("utf-32-le", "surrogatepass"), "<u4").astype(np.uint64)
+    codes = np.frombuffer("".join(letters).encode("utf-32-le", "surrogatepass"), "<u4").astype(
+        np.uint64
+    )
     lengths = np.array([len(text) for text in letters], np.int64)
     caption = np.repeat(np.arange(len(letters)), lengths)
     first, second, third = _FACTORS
-    hashed = (codes[:-2] * first + codes[1:-1] * second + codes[2:] * third) >> np.uint64(64 - 9)  # mod 2**64
+    hashed = (codes[:-2] * first + codes[1:-1] * second + codes[2:] * third) >> np.uint64(
+        64 - 9
+    )  # mod 2**64
     within = caption[:-2] == caption[2:]
     bits = np.zeros((len(letters), 1 << 9), bool)
     bits[caption[:-2][within], hashed[within]] = True
@@ -84,40 +115,54 @@ def _grams(letters: str) -> list[str]:
 class SameCaption(GlobalFilter):
     """Drops captions shared by many images: a caption of hundreds of images is boilerplate.
 
-    Captions are duplicates if they differ only in case, width, punctuation and white space. Long captions are also
-    duplicates if their similarity is at least `similarity` and no word is replaced: a man on a horse is not a woman
-    on a horse.
+    Captions are duplicates if they differ only in case, width, punctuation and white space. Long
+    captions are also duplicates if their similarity is at least `similarity` and no word is
+    replaced: a man on a horse is not a woman on a horse.
     """
 
     kind: Literal["same-caption"] = "same-caption"
     at_most: int = Field(
-        100, ge=1, le=1_000_000_000, description="Maximum pairs with the same caption; later pairs lose the caption"
+        100,
+        ge=1,
+        le=1_000_000_000,
+        description="Maximum pairs with the same caption; later pairs lose the caption",
     )
     similarity: float | None = Field(
         0.85,
         gt=0.5,
         le=1,
-        description="Minimum character-trigram Jaccard similarity of duplicates; null: only captions with identical "
+        description="Minimum character-trigram Jaccard similarity of duplicates; null: only "
+        "captions with identical "
         "letters",
     )
 
     def apply(self, connection: DuckDBPyConnection) -> None:
-        """`caption-duplicate` if an earlier pair has exactly this caption, else `caption-near-duplicate`."""
+        """`caption-duplicate` if an earlier pair has exactly this caption, else
+        `caption-near-duplicate`.
+        """
         connection.execute(_TEXTS)
-        families: dict[int, int] = {}  # by a text's id: that of the earliest similar text that is itself in no family
+        families: dict[
+            int, int
+        ] = {}  # by a text's id: that of the earliest similar text that is itself in no family
         if self.similarity is not None:
             connection.execute(_TEXT_KEYS, {"letters": _MIN_LETTERS})
             [(count,)] = connection.execute("SELECT count(*) FROM texts").fetchall()
             step = max(_TEXTS_AT_A_TIME, count // 100)  # all keys are read for each step
             for start in range(1, count + 1, step):
                 connection.execute(_TEXT_CANDIDATES, {"start": start, "end": start + step})
-            differ = " + ".join(f"bit_count(xor(one.sketch[{word}], other.sketch[{word}]))" for word in range(2, 10))
+            differ = " + ".join(
+                f"bit_count(xor(one.sketch[{word}], other.sketch[{word}]))" for word in range(2, 10)
+            )
             # Trigrams that only one of two texts has, as a part of those of both.
             share = (1 - self.similarity) / (1 + self.similarity)
             rows = connection.cursor().execute(_COMPARED.format(differ=differ), {"most": share})
             while batch := rows.fetchmany(10_000):
                 for earlier, later, *texts in batch:
-                    if earlier in families or later in families or jaccard(*texts) < self.similarity:
+                    if (
+                        earlier in families
+                        or later in families
+                        or jaccard(*texts) < self.similarity
+                    ):
                         continue
                     shortest = min(len(letters_of(text)) for text in texts)
                     if shortest >= _MIN_LETTERS and not replaces_a_word(*texts):
@@ -126,7 +171,8 @@ class SameCaption(GlobalFilter):
         connection.execute(_DROP_TEXTS, values)
 
 
-# Each text once, with the first pair that has it; ids are in the order of languages, then of pairs.
+# Each text once, with the first pair that has it; ids are in the order of languages, then of
+# pairs.
 _TEXTS = """
 CREATE OR REPLACE TABLE texts AS
     SELECT id, captions.* FROM captions JOIN (

@@ -1,4 +1,6 @@
-"""Safe and polite downloads of images: options, parsed URLs, and the faults that a download may end in."""
+"""Safe and polite downloads of images: options, parsed URLs, and the faults that a download may
+end in.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, IPvAnyNetwork
 
+from dcclip_cli.core.options import Options
+from dcclip_cli.core.versions import VERSION
 from dcclip_cli.data import reading
-from dcclip_cli.options import Options
-from dcclip_cli.versions import VERSION
 
 if TYPE_CHECKING:
     from urllib3.util import Url
@@ -17,7 +19,9 @@ if TYPE_CHECKING:
 _MAX_URL_CHARACTERS = 8_000  # servers refuse longer ones
 _MAX_DETAIL_CHARACTERS = 300
 _SHOWN_CHARACTERS = 80  # of a faulty URL in the detail
-_HOST = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*\.?|\[[0-9a-f:.]+\]")  # after IDNA; zones (%eth0) are local
+_HOST = re.compile(
+    r"[a-z0-9_-]+(\.[a-z0-9_-]+)*\.?|\[[0-9a-f:.]+\]"
+)  # after IDNA; zones (%eth0) are local
 
 AGENT = "dcclip"  # whose rules in robots.txt and X-Robots-Tag are obeyed
 USER_AGENT = f"{AGENT}/{VERSION}"
@@ -25,28 +29,46 @@ MAX_BYTES = 20_000_000  # of an image file
 
 
 class FetchOptions(Options):
-    """How images are downloaded. Certificates are always checked; proxies in the environment are ignored."""
+    """How images are downloaded. Certificates are always checked; proxies in the environment are
+    ignored.
+    """
 
-    timeout_s: float = Field(20, gt=0, le=600, description="Time limit of one attempt, from DNS look-up to last byte")
-    retries: int = Field(2, ge=0, le=10, description="Retries after transient failures: 429, 5xx, lost connections")
+    timeout_s: float = Field(
+        20, gt=0, le=600, description="Time limit of one attempt, from DNS look-up to last byte"
+    )
+    retries: int = Field(
+        2, ge=0, le=10, description="Retries after transient failures: 429, 5xx, lost connections"
+    )
     workers: int = Field(16, ge=1, le=512, description="Concurrent downloads in each process")
-    per_host: int = Field(4, ge=1, le=512, description="Concurrent downloads from one host in each process")
+    per_host: int = Field(
+        4, ge=1, le=512, description="Concurrent downloads from one host in each process"
+    )
     robots: bool = Field(True, description="Obey robots.txt")
     allow_networks: tuple[IPvAnyNetwork, ...] = Field(
-        (), description="Private networks that any host name may resolve to, such as 198.18.0.0/15 behind a proxy"
+        (),
+        description="Private networks that any host name may resolve to, such as 198.18.0.0/15 "
+        "behind a proxy",
     )
 
 
 class FetchFault(reading.Fault):
-    """Ends one try. `again`: a retry may succeed, after at least `wait_s`. `status`: HTTP status of the response.
+    """Ends one try. `again`: a retry may succeed, after at least `wait_s`. `status`: HTTP status
+    of the response.
 
     The detail contains nothing that differs between runs, such as times or byte counts so far.
     """
 
     def __init__(
-        self, reason: str, detail: str, again: bool = False, wait_s: float = 0, status: int | None = None
+        self,
+        reason: str,
+        detail: str,
+        again: bool = False,
+        wait_s: float = 0,
+        status: int | None = None,
     ) -> None:
-        detail = detail[:_MAX_DETAIL_CHARACTERS].encode(errors="replace").decode()  # URLs and headers may not be text
+        detail = (
+            detail[:_MAX_DETAIL_CHARACTERS].encode(errors="replace").decode()
+        )  # URLs and headers may not be text
         super().__init__(reason, detail)
         self.again = again
         self.wait_s = wait_s
@@ -59,7 +81,9 @@ def timeout(host: str) -> FetchFault:
 
 
 def read_url(text: str) -> Url:
-    """A normalized URL, whose parts connection and request share. Faults: `url-scheme`, `url-malformed`."""
+    """A normalized URL, whose parts connection and request share. Faults: `url-scheme`,
+    `url-malformed`.
+    """
     from urllib3.exceptions import LocationParseError
     from urllib3.util import parse_url
 

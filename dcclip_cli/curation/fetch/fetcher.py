@@ -1,4 +1,6 @@
-"""Downloads of images: robots.txt, retries, redirects, opt-outs, and the order in which they start and finish."""
+"""Downloads of images: robots.txt, retries, redirects, opt-outs, and the order in which they start
+and finish.
+"""
 
 import re
 import threading
@@ -16,7 +18,14 @@ from protego import Protego
 from urllib3 import BaseHTTPResponse
 from urllib3.util import Url
 
-from dcclip_cli.curation.fetch import AGENT, MAX_BYTES, USER_AGENT, FetchFault, FetchOptions, read_url
+from dcclip_cli.curation.fetch import (
+    AGENT,
+    MAX_BYTES,
+    USER_AGENT,
+    FetchFault,
+    FetchOptions,
+    read_url,
+)
 from dcclip_cli.curation.fetch.client import Client
 from dcclip_cli.curation.sources.base import Candidate
 from dcclip_cli.data.reading import Drop
@@ -27,14 +36,25 @@ _REDIRECTS = (301, 302, 303, 307, 308)
 _TRANSIENT = (408, 429, 500, 502, 503, 504)  # statuses that are retried
 _MAX_RETRY_AFTER_S = 60
 _OPT_OUTS = {"noai", "noimageai", "noindex", "noimageindex", "none"}
-_VALUED = ("unavailable_after", "max-snippet", "max-image-preview", "max-video-preview")  # directives with a colon
-_AHEAD = 16  # candidates for each worker that are in progress: a slow server must not stop all behind it
-_HELD_BYTES = 128_000_000  # of images in memory, above which only the candidate that others wait for is started
+_VALUED = (
+    "unavailable_after",
+    "max-snippet",
+    "max-image-preview",
+    "max-video-preview",
+)  # directives with a colon
+_AHEAD = (
+    # candidates for each worker that are in progress: a slow server must not stop all behind it
+    16
+)
+# of images in memory, above which only the candidate that others wait for is started
+_HELD_BYTES = 128_000_000
 
 ROBOTS_BYTES = 500 * 1024  # read of a robots.txt; the RFC requires at least that much
 _CACHED_BYTES = 50_000_000  # of parsed rules of all sites, roughly
 _RULE_BYTES = 500
-_AGENT_LINE = re.compile(r"\s*user[-\s]*agent[\s:]+([^\s/#]*)", re.IGNORECASE)  # all that Protego takes for one
+_AGENT_LINE = re.compile(
+    r"\s*user[-\s]*agent[\s:]+([^\s/#]*)", re.IGNORECASE
+)  # all that Protego takes for one
 
 Fetch = Callable[[str], bytes | Drop]
 
@@ -77,7 +97,9 @@ class Fetcher:
         return one_try()
 
     def _follow(self, url: Url, limit: int, robots_file: bool = False) -> bytes:
-        """The body after redirects. Waiting for a free slot of a host does not count towards the time limit."""
+        """The body after redirects. Waiting for a free slot of a host does not count towards the
+        time limit.
+        """
         seconds = self._options.timeout_s
         for _ in range(_MAX_REDIRECTS + 1):
             if self._robots and not robots_file:
@@ -91,7 +113,9 @@ class Fetcher:
                 if not robots_file or response.status != 200:
                     self._check(response, body)
                 return body
-            with suppress(UnicodeError):  # http.client decodes headers as Latin-1; servers write Chinese paths in UTF-8
+            with suppress(
+                UnicodeError
+            ):  # http.client decodes headers as Latin-1; servers write Chinese paths in UTF-8
                 location = location.encode("latin-1").decode()
             try:
                 location = urljoin(url.url, location)
@@ -101,12 +125,18 @@ class Fetcher:
         raise FetchFault("url-redirects", f"more than {_MAX_REDIRECTS} redirects")
 
     def _check(self, response: BaseHTTPResponse, body: bytes) -> None:
-        """Raises a fault for a status other than 200, no body, and `noai`, for all robots or as `dcclip: noai`."""
+        """Raises a fault for a status other than 200, no body, and `noai`, for all robots or as
+        `dcclip: noai`.
+        """
         status = response.status
         if status != 200:
             again = status in _TRANSIENT
             retry_after = response.headers.get("Retry-After", "").strip() if again else ""
-            wait_s = min(int(retry_after), _MAX_RETRY_AFTER_S) if re.fullmatch("[0-9]{1,9}", retry_after) else 0
+            wait_s = (
+                min(int(retry_after), _MAX_RETRY_AFTER_S)
+                if re.fullmatch("[0-9]{1,9}", retry_after)
+                else 0
+            )
             raise FetchFault(f"url-status-{status}", f"status {status}", again, wait_s, status)
         for tag in response.headers.getlist("X-Robots-Tag"):
             robot, colon, _ = tag.lower().partition(":")
@@ -118,11 +148,15 @@ class Fetcher:
             raise FetchFault("url-empty", "the answer has no body")
 
     def _read_robots_file(self, url: Url) -> bytes:
-        return self._with_retries(url.url, lambda: self._follow(url, ROBOTS_BYTES, robots_file=True))
+        return self._with_retries(
+            url.url, lambda: self._follow(url, ROBOTS_BYTES, robots_file=True)
+        )
 
 
 def parse_robots(text: str, agent: str) -> Protego:
-    """The rules of a robots.txt. Groups of other agents are merged into one, as rules times agents may be millions."""
+    """The rules of a robots.txt. Groups of other agents are merged into one, as rules times agents
+    may be millions.
+    """
 
     def ours(line: str) -> str:
         match = _AGENT_LINE.match(line)
@@ -161,8 +195,13 @@ class Robots:
         with site.lock:  # the other threads wait for the one that fetches
             if site.rules is None:
                 site.rules = self._read(url._replace(path="/robots.txt", query=None), site)
-                with self._lock:  # forget the sites used least recently if all of them take too much memory
-                    while len(self._sites) > 1 and sum(cached.size for cached in self._sites.values()) > _CACHED_BYTES:
+                with (
+                    self._lock
+                ):  # forget the sites used least recently if all of them take too much memory
+                    while (
+                        len(self._sites) > 1
+                        and sum(cached.size for cached in self._sites.values()) > _CACHED_BYTES
+                    ):
                         self._sites.popitem(last=False)
         if isinstance(site.rules, FetchFault):
             raise FetchFault(site.rules.drop.reason, site.rules.drop.detail)
@@ -180,7 +219,9 @@ class Robots:
                 return FetchFault("url-robots", f"{url.url}: status {status}, which forbids all")
             if not absent:
                 return FetchFault(fault.drop.reason, f"{url.url}: {fault.drop.detail}")
-        if len(content) >= ROBOTS_BYTES:  # cut: half a line could forbid more or less than the whole
+        if (
+            len(content) >= ROBOTS_BYTES
+        ):  # cut: half a line could forbid more or less than the whole
             content = content[: content.rfind(b"\n") + 1]
         text = content.decode("utf-8-sig", "replace")
         site.size += len(text) + _RULE_BYTES * text.lower().count("allow")
@@ -188,16 +229,20 @@ class Robots:
 
 
 class _Queued:
-    """A candidate in the queue of `fetch_in_order`; `url` is what to fetch from `host`, empty if nothing is."""
+    """A candidate in the queue of `fetch_in_order`; `url` is what to fetch from `host`, empty if
+    nothing is.
+    """
 
     def __init__(self, candidate: Candidate) -> None:
-        self.candidate, pair = candidate, candidate.pair
+        self.candidate = candidate
+        pair = candidate.pair
         self.size = len(pair.image) + sum(map(len, pair.zh + pair.en)) + len(str(pair.meta))
         self.url = "" if candidate.fault else candidate.url or ""
         try:
             self.host = str(read_url(self.url).host) if self.url else ""
         except FetchFault as fault:
-            self.candidate, self.url = replace(candidate, fault=fault.drop), ""
+            self.candidate = replace(candidate, fault=fault.drop)
+            self.url = ""
         self.started = self.done = not self.url
 
     def finish(self, got: bytes | Drop) -> int:
@@ -206,7 +251,9 @@ class _Queued:
         if isinstance(got, Drop):
             self.candidate = replace(self.candidate, fault=got)
             return 0
-        self.candidate = replace(self.candidate, pair=replace(self.candidate.pair, image=got), url=None)
+        self.candidate = replace(
+            self.candidate, pair=replace(self.candidate.pair, image=got), url=None
+        )
         self.size += len(got)
         return len(got)
 
@@ -214,14 +261,16 @@ class _Queued:
 def fetch_in_order(
     candidates: Iterator[Candidate], fetch: Fetch, workers: int, per_host: int
 ) -> Generator[Candidate, None, None]:
-    """The candidates in their order, fetched by `workers` threads; a slow host does not delay others.
+    """The candidates in their order, fetched by `workers` threads; a slow host does not delay
+    others.
 
     Those with a URL and no fault get their image or a fault.
     """
     queue: deque[_Queued] = deque()
     running: dict[Future[bytes | Drop], _Queued] = {}
     pool = ThreadPoolExecutor(workers, "fetch")
-    held, exhausted = 0, False
+    held = 0
+    exhausted = False
     try:
         while queue or not exhausted:
             if queue and queue[0].done:
@@ -248,4 +297,6 @@ def fetch_in_order(
             for download in wait(running, 0 if reads else None, FIRST_COMPLETED).done:
                 held += running.pop(download).finish(download.result())
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)  # a caller that stops early does not wait for downloads
+        pool.shutdown(
+            wait=False, cancel_futures=True
+        )  # a caller that stops early does not wait for downloads

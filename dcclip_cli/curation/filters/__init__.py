@@ -1,4 +1,6 @@
-"""Filters on single pairs and captions: to add one, write its class in a file here, and add it to the union below."""
+"""Filters on single pairs and captions: to add one, write its class in a file here, and add it to
+the union below.
+"""
 
 from typing import Annotated, get_args
 
@@ -10,8 +12,8 @@ from dcclip_cli.curation.filters.language import LanguageFilter, ScriptFilter
 
 __all__ = ["DEFAULT_FILTERS", "AnyFilter", "Filter"]
 
-# All filters, in the default order. The first one that applies gives the drop reason, so the most specific ones come
-# first: a file name is not English, but that is not what is wrong with it.
+# All filters, in the default order. The first one that applies gives the drop reason, so the most
+# specific ones come first: a file name is not English, but that is not what is wrong with it.
 AnyFilter = Annotated[
     ImageFilter
     | BlankFilter

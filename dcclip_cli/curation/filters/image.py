@@ -4,67 +4,30 @@ import io
 import math
 import warnings
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Literal
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 from pydantic import Field
 
+from dcclip_cli.core.options import Options
+from dcclip_cli.data.decoded import DecodedImage
 from dcclip_cli.data.pair import Language, Pair
 from dcclip_cli.data.reading import MAX_IMAGE_BYTES, Drop
-from dcclip_cli.model.preprocess import FORMATS, MAX_ASPECT, MAX_PIXELS, first_frame, flatten
-from dcclip_cli.options import Options
+from dcclip_cli.model.preprocess import FORMATS, MAX_ASPECT, MAX_PIXELS, first_frame
 
-_REDUCED_PX = 64
 _FILL = ((128, 128),) * 3  # the grey that a JPEG decoder fills in for missing data
 _SIDE = 48  # pixels: a speck of a few pixels is averaged away, a line isn't
 _EVERY = 19  # pixels apart are those that are looked at first, in all columns
 
 
-@dataclass(frozen=True)
-class DecodedImage:
-    """A decoded image as filters see it: RGB, RGBX or RGBA pixels, and properties of its file."""
-
-    image: Image.Image = field(repr=False)
-    format: str  # "jpg", "png" or "webp", by the file's first bytes
-    frames: int
-    file_bytes: int
-    array: np.ndarray | None = field(default=None, repr=False)  # the pixels of an RGBX image, (height, width, 4)
-
-    @cached_property
-    def flat(self) -> Image.Image:
-        """The image as training sees it: RGB, on white."""
-        return flatten(self.image)
-
-    @property
-    def pixels(self) -> bytes | memoryview:
-        """The bytes of `flat`, row by row, with 255 after each pixel."""
-        return self.flat.convert("RGBX").tobytes() if self.array is None else self.array.data
-
-    @cached_property
-    def _reduced(self) -> tuple[Image.Image, tuple[float, float]]:
-        """A copy with sides of 64 to 127, and its size before it was rounded up."""
-        image = self.flat if self.image.mode == "RGBA" else self.image
-        width, height = image.size
-        across, down = max(1, width // _REDUCED_PX), max(1, height // _REDUCED_PX)
-        reduced = flatten(image.reduce((across, down)) if max(across, down) > 1 else image)
-        return reduced, (width / across, height / down)
-
-    def resized(self, side: int, resampling: Image.Resampling) -> Image.Image:
-        """`flat` as a square of `side` pixels, up to 48: from a copy with sides of 64 to 127, made once for all."""
-        reduced, size = self._reduced
-        return reduced.resize((side, side), resampling, (0, 0, *size))
-
-
 def decode_image(data: bytes) -> DecodedImage | Drop:
     """The decoded image, or why no recipe can keep it.
 
-    Reasons: `image-bytes` (empty, or too many), `image-format` (not JPEG, PNG or WebP by its first bytes), `image-bomb`
-    (more pixels than MAX_PIXELS by its header), `image-aspect` (one side over MAX_ASPECT times the other: resizing
-    would need too much memory), `image-unreadable` (broken or truncated, also a JPEG that ends in the grey of missing
-    data).
+    Reasons: `image-bytes` (empty, or too many), `image-format` (not JPEG, PNG or WebP by its first
+    bytes), `image-bomb` (more pixels than MAX_PIXELS by its header), `image-aspect` (one side over
+    MAX_ASPECT times the other: resizing would need too much memory), `image-unreadable` (broken or
+    truncated, also a JPEG that ends in the grey of missing data).
     """
     if not data or len(data) > MAX_IMAGE_BYTES:
         return Drop("image-bytes", f"{len(data):,} bytes, allowed 1 to {MAX_IMAGE_BYTES:,}")
@@ -74,7 +37,8 @@ def decode_image(data: bytes) -> DecodedImage | Drop:
     array = _plain_jpeg(data) if suffix == "jpg" else None
     if array is not None:
         height, width, _ = array.shape
-        image, frames = Image.frombuffer("RGBX", (width, height), array, "raw", "RGBX", 0, 1), 1
+        image = Image.frombuffer("RGBX", (width, height), array, "raw", "RGBX", 0, 1)
+        frames = 1
     else:
         try:
             with warnings.catch_warnings():
@@ -92,16 +56,26 @@ def decode_image(data: bytes) -> DecodedImage | Drop:
         except (OSError, SyntaxError, ValueError) as error:
             return Drop("image-unreadable", f"not a readable image: {error}")
     width, height = image.size
-    if suffix == "jpg" and height >= 32:  # a damaged one: the last eight rows are all #808080, the first eight are not
-        parts = ((0, height - 8, 1, height), (0, height - 8, width, height), (0, 0, width, 8))  # most end at the first
+    if (
+        suffix == "jpg" and height >= 32
+    ):  # a damaged one: the last eight rows are all #808080, the first eight are not
+        parts = (
+            (0, height - 8, 1, height),
+            (0, height - 8, width, height),
+            (0, 0, width, 8),
+        )  # most end at the first
         greys = (image.crop(part).getextrema()[:3] == _FILL for part in parts)
         if next(greys) and next(greys) and not next(greys):
-            return Drop("image-unreadable", "the lower part is the grey that stands for missing data")
+            return Drop(
+                "image-unreadable", "the lower part is the grey that stands for missing data"
+            )
     return DecodedImage(image, suffix, frames, len(data), array)
 
 
 def _plain_jpeg(data: bytes) -> np.ndarray | None:
-    """RGBX pixels of an upright, intact JPEG, (height, width, 4), as Pillow decodes it; None in any doubt."""
+    """RGBX pixels of an upright, intact JPEG, (height, width, 4), as Pillow decodes it; None in
+    any doubt.
+    """
     import simplejpeg  # takes half the time of Pillow
 
     if any(sign in data for sign in (b"Exif\0", b"http://ns.adobe.com/xap")):
@@ -135,7 +109,8 @@ def _check_size(width: int, height: int) -> Drop | None:
 
 
 class Filter(Options):
-    """Decides on one pair by its image, or on one caption. A subclass overrides one of the two methods, or both.
+    """Decides on one pair by its image, or on one caption. A subclass overrides one of the two
+    methods, or both.
 
     A filter sees nothing but its arguments, so filters can run anywhere and in any order.
     """
@@ -145,11 +120,15 @@ class Filter(Options):
         return None
 
     def suspects(self, captions: Sequence[str]) -> Collection[int]:
-        """The numbers of the captions that `check_caption` may drop, where that is found faster for many at once."""
+        """The numbers of the captions that `check_caption` may drop, where that is found faster
+        for many at once.
+        """
         return range(len(captions))
 
     def check_caption(self, caption: str, language: Language) -> Drop | None:
-        """Why this normalized caption is dropped; None keeps it. The pair is kept as long as it has other captions."""
+        """Why this normalized caption is dropped; None keeps it. The pair is kept as long as it
+        has other captions.
+        """
         return None
 
 
@@ -157,8 +136,12 @@ class ImageFilter(Filter):
     """Drops animated images, and images that are too small or too narrow to show their subject."""
 
     kind: Literal["image"] = "image"
-    min_side: int = Field(32, ge=1, le=1_000_000, description="Minimum length of the shorter side, in pixels")
-    max_aspect: float = Field(3.0, ge=1, le=1000, description="Maximum ratio of the longer side to the shorter side")
+    min_side: int = Field(
+        32, ge=1, le=1_000_000, description="Minimum length of the shorter side, in pixels"
+    )
+    max_aspect: float = Field(
+        3.0, ge=1, le=1000, description="Maximum ratio of the longer side to the shorter side"
+    )
 
     def check_pair(self, pair: Pair, decoded: DecodedImage) -> Drop | None:
         """`image-animated`, `image-small` or `image-aspect`."""
@@ -179,11 +162,14 @@ _CONTRAST = 12  # distance from the median above which a channel counts as diffe
 class BlankFilter(Filter):
     """Drops images that are almost a single colour when shrunk to 48 px.
 
-    Transparent parts count as white, as in training: a white drawing on a transparent background is blank.
+    Transparent parts count as white, as in training: a white drawing on a transparent background
+    is blank.
     """
 
     kind: Literal["blank"] = "blank"
-    min_share: float = Field(0.005, ge=0, le=1, description="Minimum fraction of pixels that differ from the median")
+    min_share: float = Field(
+        0.005, ge=0, le=1, description="Minimum fraction of pixels that differ from the median"
+    )
 
     def check_pair(self, pair: Pair, decoded: DecodedImage) -> Drop | None:
         small = decoded.resized(_SIDE, Image.Resampling.BOX)
@@ -191,7 +177,8 @@ class BlankFilter(Filter):
         fewest = max(1, math.ceil(self.min_share * _SIDE * _SIDE))
         for channel in range(3):
             values = sorted(pixels[channel :: 3 * _EVERY])
-            # So many are further from each other than any median can be from both: no need to look at the others.
+            # So many are further from each other than any median can be from both: no need to look
+            # at the others.
             if 2 * fewest <= len(values) and values[-fewest] - values[fewest - 1] > 2 * _CONTRAST:
                 return None
         channels = np.frombuffer(pixels, np.uint8).reshape(-1, 3)  # range 0 to 255

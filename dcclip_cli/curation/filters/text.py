@@ -1,4 +1,6 @@
-"""Filters on the text of a caption: garbled encodings, markup, file names, boilerplate, repetition, length."""
+"""Filters on the text of a caption: garbled encodings, markup, file names, boilerplate,
+repetition, length.
+"""
 
 import re
 from collections import Counter
@@ -10,12 +12,12 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, field_validator
 
+from dcclip_cli.core.errors import Message
 from dcclip_cli.curation.filters.image import Filter
 from dcclip_cli.curation.filters.language import HAN, LETTER
 from dcclip_cli.curation.normalize_text import as_gbk
 from dcclip_cli.data.pair import Language
 from dcclip_cli.data.reading import Drop
-from dcclip_cli.errors import Message
 
 
 def _any_of(*patterns: str) -> re.Pattern[str]:
@@ -29,16 +31,26 @@ def _first_match(patterns: Iterable[re.Pattern[str]], caption: str) -> re.Match[
 _GARBLED = (
     re.compile("[\ufffd\u0080-\u009f]"),
     re.compile(r"[\ue000-\uf8ff\U000f0000-\U0010ffff]"),  # private use: icon fonts
-    re.compile("锟斤|斤拷|烫烫烫|屯屯屯"),  # U+FFFD twice in UTF-8, read as GBK; a debugger's empty memory
-    re.compile(r"[?？]{4,}|(?:[?？]{2,}[\s,，.。]+){2,}"),  # ? for each character that could not be encoded
+    re.compile(
+        "锟斤|斤拷|烫烫烫|屯屯屯"
+    ),  # U+FFFD twice in UTF-8, read as GBK; a debugger's empty memory
+    re.compile(
+        r"[?？]{4,}|(?:[?？]{2,}[\s,，.。]+){2,}"
+    ),  # ? for each character that could not be encoded
     re.compile(r"[\u00a1-\u00ff]{5,}"),  # GBK, read as Latin-1
-    re.compile(r"(?:[Ãâåæçèéä][\u0080-\u00bf‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ€]{1,2}){2,}"),  # UTF-8, read as Windows-1252
-    re.compile(r"\\u[0-9a-fA-F]{4}|(?:%[0-9A-F]{2}){3,}|(?:\\x[0-9a-f]{2}){2,}|=\?utf-8\?"),  # never decoded
+    re.compile(
+        r"(?:[Ãâåæçèéä][\u0080-\u00bf‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ€]{1,2}){2,}"
+    ),  # UTF-8, read as Windows-1252
+    re.compile(
+        r"\\u[0-9a-fA-F]{4}|(?:%[0-9A-F]{2}){3,}|(?:\\x[0-9a-f]{2}){2,}|=\?utf-8\?"
+    ),  # never decoded
 )
 
 
 class GarbledFilter(Filter):
-    """Drops captions that a wrong encoding made unreadable and that normalization could not repair."""
+    """Drops captions that a wrong encoding made unreadable and that normalization could not
+    repair.
+    """
 
     kind: Literal["garbled"] = "garbled"
 
@@ -66,9 +78,13 @@ _MARKUP = tuple(
         rf"<(?:/\s*)?(?:{_TAGS})(?:\s+[^<>]*|\s*/)?>",  # a whole tag; "<3" and "a < b" are none
         r"<(?:img|a|div|span|iframe|script|style|table|font)\s[^<>]*=",  # one that was cut off
         r"<!--|-->|<!\[CDATA\[|<\?(?:php|xml)",
-        r"&(?:amp;)*(?:[a-z]{2,8}|#\d{2,6}|#x[0-9a-f]{2,6});",  # what normalization could not resolve
+        # what normalization could not resolve
+        r"&(?:amp;)*(?:[a-z]{2,8}|#\d{2,6}|#x[0-9a-f]{2,6});",
         # BBCode, WordPress
-        r"\[/?(?:img|url|b|i|u|quote|color|size|caption|gallery|attachment|vc_\w+)(?:[= ][^\]]*)?\](?!\()",
+        (
+            r"\[/?(?:img|url|b|i|u|quote|color|size|caption|gallery|attachment|vc_\w+)(?:[= "
+            r"][^\]]*)?\](?!\()"
+        ),
         r"!\[[^\]]*\]\([^)]*\)|\]\(https?:",  # Markdown
         r"\[\[(?:file|image|文件|图像|檔案):",  # wikis
         r"\bfunction\s*\(|\bdocument\.\w|\bvar \w+\s*=|\$\(|=>\s*\{",  # scripts
@@ -95,14 +111,16 @@ class MarkupFilter(Filter):
 _SUFFIX = r"jpe?g|jfif|png|gif|webp|avif|bmp|tiff?|svg|hei[cf]|psd|cr2|nef|arw|dng"
 _FILE = re.compile(rf"[\w)\]}}]\.(?:{_SUFFIX})(?![A-Za-z0-9])", re.IGNORECASE)
 
-# Numbers that cameras, phones and programs give to images; then what people and servers append to them.
+# Numbers that cameras, phones and programs give to images; then what people and servers append to
+# them.
 _CAMERA = re.compile(
     r"(?<![A-Za-z])(?:IMG[-_]\d{8}[-_]WA\d{4}|"
     r"_?(?:IMG|IMGP|DSC|DSCN|DSCF|DSCI|_MG|MG|PICT|PIC|MVI|MVIMG|PXL|GOPR|DJI|CIMG|SAM|SDC|KIF|HPIM|VID|STA|DCP|SNV|PANO|"
     r"BURST|FOTO|WP|LRM|SCAN|图像|照片|相片)[\s_-]*[E_-]?\d{3,}"
     r"|P\d{7}|PA\d{6}|R\d{7}|L\d{7}|S\d{7}|\d{3}[_-]\d{4}|\d{8}[_-]\d{6}|"
     r"(?:mmexport|wx_camera_|微信图片_?|QQ图片|Camera_|Screenshot[\s_-]*|Screen Shot |屏幕快照 ?|截屏|截图_?|"
-    r"螢幕快照 ?|WeChat ?Image_?|WhatsApp Image |Snipaste_)\d{4,}[\d\s_.:-]*(?:at [\d.:]+|(?:上|下)午[\d.:]+)?"
+    r"螢幕快照 ?|WeChat ?Image_?|WhatsApp Image |Snipaste_)\d{4,}[\d\s_.:-]*(?:at "
+    r"[\d.:]+|(?:上|下)午[\d.:]+)?"
     r")(?!\d)",
     re.IGNORECASE,
 )
@@ -126,7 +144,8 @@ _DOMAIN = re.compile(
 
 _LONGEST_NAME = 255  # bytes, on most file systems
 _CODE = re.compile(
-    r"(?=\D*\d)(?:[0-9a-f]{12,}|[0-9A-F]{12,}|[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12})"  # hashes
+    # hashes
+    r"(?=\D*\d)(?:[0-9a-f]{12,}|[0-9A-F]{12,}|[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12})"
     r"|[\x21-\x7e]*[A-Za-z0-9]_[A-Za-z0-9][\x21-\x7e]*"  # red_car, TB1xYz_!!0-item_pic
     r"|[A-Za-z0-9]+(?:-[A-Za-z0-9]+)+-\d{3,}"  # red-car-12345
     r"|[a-z0-9]+(?:-[a-z0-9]+){4,}"  # the-red-car-on-a-hill; state-of-the-art has four parts
@@ -137,7 +156,8 @@ _CODE = re.compile(
 
 
 class FilenameFilter(Filter):
-    """Drops captions that are only a file name (with or without suffix) or a camera number, and captions with a URL.
+    """Drops captions that are only a file name (with or without suffix) or a camera number, and
+    captions with a URL.
 
     A caption with a camera number and words about the image is kept: "IMG_2034 vacation in Paris".
     """
@@ -170,11 +190,44 @@ _SIMPLER = str.maketrans(
     "图点击暂无来网络绝联系系请删权归载识别扫码关标题内检视储与为这张页错误资讯链连结显维护电广注册会员购买价览阅读说",
 )
 
-# One of these is in all that the English patterns of _GENERATED and _PAGE find: most captions need not be searched.
+# One of these is in all that the English patterns of _GENERATED and _PAGE find: most captions need
+# not be searched.
 _HINTS = (
-    *("may contain", "may be a", "description", "result for", "click", "tap", "press", "hover", "view", "available"),
-    *("found", "yet", "upload", "coming soon", "missing", "loaded", "source", "credit", "courtesy", "resized"),
-    *("loading", "placeholder", "rights reserved", "browser", "facebook", "twitter", "pinterest", "instagram", "weibo"),
+    *(
+        "may contain",
+        "may be a",
+        "description",
+        "result for",
+        "click",
+        "tap",
+        "press",
+        "hover",
+        "view",
+        "available",
+    ),
+    *(
+        "found",
+        "yet",
+        "upload",
+        "coming soon",
+        "missing",
+        "loaded",
+        "source",
+        "credit",
+        "courtesy",
+        "resized",
+    ),
+    *(
+        "loading",
+        "placeholder",
+        "rights reserved",
+        "browser",
+        "facebook",
+        "twitter",
+        "pinterest",
+        "instagram",
+        "weibo",
+    ),
     *("unsplash", "pexels", "pixabay", "flickr"),
 )
 # Dropped whatever else the caption says: only programs write this. English, then Chinese.
@@ -195,13 +248,15 @@ _PAGE = (
     _any_of(
         r"\b(?:click|tap|press|hover)\b[\w ]{0,20}\b(?:to|for) "
         r"(?:enlarge|zoom|view|see|open|expand|download|play|load|larger|full|more|details|shop|buy|share|copy)\b",
-        r"\bclick (?:here|(?:on )?(?:the |this )?(?:image|photo|picture|thumbnail))\b|\bright[- ]click (?:to|and)\b",
+        r"\bclick (?:here|(?:on )?(?:the |this "
+        r")?(?:image|photo|picture|thumbnail))\b|\bright[- ]click (?:to|and)\b",
         r"\bview (?:full[- ]?size|larger (?:image|photo|picture)|in gallery)\b",
         r"\bno (?:image|photo|picture|thumbnail)s? (?:available|found|yet|uploaded)\b",
         r"\b(?:image|photo|picture|preview|thumbnail)s? (?:is |are |was )?(?:currently )?"
         r"(?:not (?:available|found|loaded)|unavailable|coming soon|missing)\b",
         r"\b(?:image|photo|picture) (?:source|credits?|courtesy)\s*[:：]",
-        r"\bthis image has been resized\b|\bimage (?:is )?loading\b|\bplaceholder image\b|\ball rights reserved\b",
+        r"\bthis image has been resized\b|\bimage (?:is )?loading\b|\bplaceholder "
+        r"image\b|\ball rights reserved\b",
         r"\byour browser does(?:n'?t| not)\b",
         r"\b(?:share|follow us|pin(?: it)?) on (?:facebook|twitter|pinterest|instagram|weibo)\b",
         r"^photo by [\w .@'-]{1,40} on (?:unsplash|pexels|pixabay|flickr|instagram|facebook)\b",
@@ -221,14 +276,17 @@ _PAGE = (
         "在此处?(?:输入|添加|插入)|请输入|添加(?:图片)?(?:注释|描述)|图片(?:描述|说明|注释)[:：]?$",
     ),
 )
-# Dropped only if the caption says nothing else, apart from digits and signs: "Image 3", 图片1, 图 2/9.
+# Dropped only if the caption says nothing else, apart from digits and signs: "Image 3", 图片1, 图
+# 2/9.
 _EMPTY = _any_of(
     "(?:(?:an?|the|this|my|new|default|main|full|large|small|header|hero|featured|product|gallery|post|blog|article|"
     "cover|profile|banner|background|stock|uploaded|untitled|unnamed|sample|related) )*"
     "(?:image|img|picture|pic|photo|photograph|thumbnail|attachment|screenshot)s?(?: of| copy)?",
-    "(?:image|photo|picture)(?: (?:description|title|caption|name|alt|text|file|here|of|no|number|gallery|from))+",
+    "(?:image|photo|picture)(?: "
+    "(?:description|title|caption|name|alt|text|file|here|of|no|number|gallery|from))+",
     "(?:untitled|unnamed|new) (?:file|design|document)",
-    "(?:alt|alt ?text|caption|placeholder|untitled|unnamed|no ?(?:title|name|caption|description))(?: copy)?",
+    "(?:alt|alt ?text|caption|placeholder|untitled|unnamed|no "
+    "?(?:title|name|caption|description))(?: copy)?",
     "undefined|null|nan|n a|lorem ipsum.*",
     "(?:[此该本这一张个的幅原主大小新]|这是|缩略|预览|默认|新建|上传|产品|商品|宝贝|文章|新闻|网络|资料|高清|相关|更多|详情|轮播|"
     "展示|封面|首页|正文|插入)*(?:图|图片|图像|照片|相片|配图|插图|题图|贴图|附图|组图|图集|网图|如图|见图)(?:所示|如下|集)?",
@@ -240,22 +298,29 @@ _SIGNS = re.compile(r"[\W\d_]+")
 class BoilerplateFilter(Filter):
     """Drops captions that fit any image: 点击查看大图, "image may contain", "Untitled-1", 图片来自网络.
 
-    Traditional and Simplified Chinese are treated alike. Words that can be part of a real caption (stock photo,
-    高清图片) count only if the caption contains nothing else.
+    Traditional and Simplified Chinese are treated alike. Words that can be part of a real caption
+    (stock photo, 高清图片) count only if the caption contains nothing else.
     """
 
     kind: Literal["boilerplate"] = "boilerplate"
-    phrases: tuple[str, ...] = Field((), description="Additional phrases; captions that contain one are dropped")
+    phrases: tuple[str, ...] = Field(
+        (), description="Additional phrases; captions that contain one are dropped"
+    )
 
     def check_caption(self, caption: str, language: Language) -> Drop | None:
         """`caption-generated`, `caption-boilerplate` or `caption-placeholder`."""
-        text, small = caption.translate(_SIMPLER), caption.lower()
-        english, chinese = any(map(small.__contains__, _HINTS)), not caption.isascii()
+        text = caption.translate(_SIMPLER)
+        small = caption.lower()
+        english = any(map(small.__contains__, _HINTS))
+        chinese = not caption.isascii()
         for reason, patterns in (("caption-generated", _GENERATED), ("caption-boilerplate", _PAGE)):
             for pattern, can_match in zip(patterns, (english, chinese), strict=True):
                 if can_match and (match := pattern.search(text)):
                     return Drop(reason, f"holds {match[0]!r}")
-        if phrase := next((phrase for phrase in self.phrases if phrase and phrase.lower() in caption.lower()), None):
+        if phrase := next(
+            (phrase for phrase in self.phrases if phrase and phrase.lower() in caption.lower()),
+            None,
+        ):
             return Drop("caption-boilerplate", f"holds {phrase!r}")
         if len(text) <= 60 and _EMPTY.fullmatch(_SIGNS.sub(" ", text).strip()):
             return Drop("caption-placeholder", "says only that there is a picture")
@@ -266,12 +331,16 @@ _EMOJI = re.compile(
     r"[\u00a9\u00ae\u203c\u2049\u2122\u2139\u2190-\u21ff\u231a-\u23ff\u24c2\u25a0-\u27bf\u2934\u2935"
     r"\u2b00-\u2bff\u3030\u303d\u3297\u3299\U0001f000-\U0001faff]"
 )
-_NUMBER = re.compile(r"[0-9]{1,4}(?:[:.,/、，：] ?[0-9]{1,2}){0,3} ?[%‰°]?")  # 24, 10:30, 1/2, 100 %
+_NUMBER = re.compile(
+    r"[0-9]{1,4}(?:[:.,/、，：] ?[0-9]{1,2}){0,3} ?[%‰°]?"
+)  # 24, 10:30, 1/2, 100 %
 _KEYCAP = re.compile(r"[0-9#*]\ufe0f?\u20e3")
 
 
 class WordlessFilter(Filter):
-    """Drops captions that contain only emoji, digits or symbols; short numbers (24, 10:30) are kept."""
+    """Drops captions that contain only emoji, digits or symbols; short numbers (24, 10:30) are
+    kept.
+    """
 
     kind: Literal["wordless"] = "wordless"
 
@@ -285,7 +354,8 @@ class WordlessFilter(Filter):
         return Drop("caption-wordless", "digits and signs, no word")
 
 
-_LOOKED_AT = 2_000  # characters: enough to find repetition, and hostile text costs at most a few ms
+# characters: enough to find repetition, and hostile text costs at most a few ms
+_LOOKED_AT = 2_000
 _MANY = 12  # with fewer words or character pairs, the share of the most frequent one means little
 _LONGEST_UNIT = 17  # characters of what is repeated
 _CODES = range(1 << 16)  # those of all but rare characters
@@ -295,7 +365,9 @@ _FEW = 8  # captions, for which patterns are faster than arrays
 
 @cache
 def _runs() -> tuple[re.Pattern[str], ...]:
-    """Patterns of a letter in a row, of a sign, and of up to 2 and up to 17 characters with signs between."""
+    """Patterns of a letter in a row, of a sign, and of up to 2 and up to 17 characters with signs
+    between.
+    """
     repeated = rf"(?:\W{{0,3}}\1){{{_TIMES - 1},}}"
     return (
         re.compile(rf"([^\W\d_])\1{{{_TIMES - 1},}}", re.IGNORECASE),
@@ -308,15 +380,20 @@ def _runs() -> tuple[re.Pattern[str], ...]:
 @cache
 def _folded() -> np.ndarray:
     """By code: that of the lower-case letter, 0 for what is no letter, digit or `_`."""
-    letters = (letter.lower()[0] if letter.isalnum() or letter == "_" else "\0" for letter in map(chr, _CODES))
+    letters = (
+        letter.lower()[0] if letter.isalnum() or letter == "_" else "\0"
+        for letter in map(chr, _CODES)
+    )
     return np.fromiter(map(ord, letters), np.uint16)
 
 
 def _repeats(codes: np.ndarray, length: int, run: int) -> np.ndarray:
     """Where at least half of a `run` of codes begins that equal the ones `length` before them."""
-    equal, compared = codes[length:] == codes[:-length], 1
+    equal = codes[length:] == codes[:-length]
+    compared = 1
     while 2 * compared <= run:
-        equal, compared = equal[compared:] & equal[:-compared], 2 * compared
+        equal = equal[compared:] & equal[:-compared]
+        compared = 2 * compared
     return np.flatnonzero(equal)
 
 
@@ -327,13 +404,19 @@ def _parts(caption: str) -> list[Any]:
 
 
 class RepetitionFilter(Filter):
-    """Drops captions that repeat a letter, syllable or word many times in a row, or consist mostly of one word."""
+    """Drops captions that repeat a letter, syllable or word many times in a row, or consist mostly
+    of one word.
+    """
 
     kind: Literal["repetition"] = "repetition"
-    max_share: float = Field(0.4, gt=0, le=1, description="Maximum share of a long caption's most frequent word")
+    max_share: float = Field(
+        0.4, gt=0, le=1, description="Maximum share of a long caption's most frequent word"
+    )
 
     def suspects(self, captions: Sequence[str]) -> set[int]:
-        """Those where letters and digits, without what is between them, are equal to earlier ones in long runs."""
+        """Those where letters and digits, without what is between them, are equal to earlier ones
+        in long runs.
+        """
         if len(captions) < _FEW:
             return set(range(len(captions)))
         captions = [caption[:_LOOKED_AT] for caption in captions]
@@ -347,7 +430,8 @@ class RepetitionFilter(Filter):
         ends = np.cumsum([len(caption) + 1 for caption in captions])
         numbers = set(np.searchsorted(ends, np.concatenate(positions), "right").tolist())
         for number, parts in enumerate(map(_parts, captions)):
-            highest_count = len(parts) - len(set(parts)) + 1  # that the most frequent part can have
+            # that the most frequent part can have
+            highest_count = len(parts) - len(set(parts)) + 1
             if len(parts) >= _MANY and highest_count > self.max_share * len(parts):
                 numbers.add(number)
         return numbers
@@ -355,7 +439,8 @@ class RepetitionFilter(Filter):
     def check_caption(self, caption: str, language: Language) -> Drop | None:
         caption = caption[:_LOOKED_AT]
         beginnings = Counter(zip(caption, caption[1:], caption[2:], strict=False))
-        # A longer unit begins with the same three characters each time. Its pattern takes longer than all filters.
+        # A longer unit begins with the same three characters each time. Its pattern takes longer
+        # than all filters.
         patterns = _runs()[: 4 if max(beginnings.values(), default=0) >= _TIMES else 3]
         if run := _first_match(patterns, caption):
             return Drop("caption-repetition", f"{run[1]!r} again and again")
@@ -373,11 +458,17 @@ Length = Annotated[int, Field(ge=0, le=1_000_000)]
 
 
 class LengthFilter(Filter):
-    """Drops captions that are too short or too long; Chinese is counted in characters, English in words."""
+    """Drops captions that are too short or too long; Chinese is counted in characters, English in
+    words.
+    """
 
     kind: Literal["length"] = "length"
-    zh: tuple[Length, Length] = Field((1, 128), description="Minimum and maximum characters of a Chinese caption")
-    en: tuple[Length, Length] = Field((1, 64), description="Minimum and maximum number of words in an English caption")
+    zh: tuple[Length, Length] = Field(
+        (1, 128), description="Minimum and maximum characters of a Chinese caption"
+    )
+    en: tuple[Length, Length] = Field(
+        (1, 64), description="Minimum and maximum number of words in an English caption"
+    )
 
     @field_validator("zh", "en")
     @classmethod
@@ -389,7 +480,10 @@ class LengthFilter(Filter):
     def check_caption(self, caption: str, language: Language) -> Drop | None:
         length = len("".join(caption.split())) if language == "zh" else len(_WORD.findall(caption))
         minimum, maximum = self.zh if language == "zh" else self.en
-        counted = f"{length} {'characters' if language == 'zh' else 'words'}, allowed {minimum} to {maximum}"
+        counted = (
+            f"{length} {'characters' if language == 'zh' else 'words'}, allowed "
+            f"{minimum} to {maximum}"
+        )
         if length < minimum:
             return Drop("caption-short", counted)
         if length > maximum:

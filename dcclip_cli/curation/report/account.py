@@ -1,7 +1,8 @@
 """What a report tells of the pairs of a collection: counts, histograms, and example pairs.
 
-Both are collected slice by slice and joined; the result depends neither on the slices nor on their order. The examples
-of each drop reason and of the kept pairs are those with the smallest hashes of their keys.
+Both are collected slice by slice and joined; the result depends neither on the slices nor on their
+order. The examples of each drop reason and of the kept pairs are those with the smallest hashes of
+their keys.
 """
 
 import hashlib
@@ -16,25 +17,31 @@ from typing import Any, Self
 
 import numpy as np
 
-from dcclip_cli.curation.filters.image import DecodedImage, decode_image
+from dcclip_cli.core.errors import Message
+from dcclip_cli.core.html import jpeg_data_url, jpeg_thumbnail
+from dcclip_cli.curation.filters.image import decode_image
+from dcclip_cli.data.decoded import DecodedImage
 from dcclip_cli.data.pair import LANGUAGES, Language, Pair
 from dcclip_cli.data.reading import Drop
-from dcclip_cli.errors import Message
-from dcclip_cli.html import jpeg_data_url, jpeg_thumbnail
 
 KEPT = "kept"  # in place of a reason
-MOVED = ("image-merged",)  # captions of such a pair are counted with the pair that they were moved to
-_CHARACTERS, _CAPTIONS = 300, 4  # shown of a text, and captions shown of a language, at most
+MOVED = (
+    "image-merged",
+)  # captions of such a pair are counted with the pair that they were moved to
+# shown of a text, and captions shown of a language, at most
+_CHARACTERS = 300
+_CAPTIONS = 4
 
 DroppedCaption = tuple[Language, str, Drop]
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Bins of a histogram, the same for all slices: bin i has the values from edges[i] to below edges[i + 1].
+    """Bins of a histogram, the same for all slices: bin i has the values from edges[i] to below
+    edges[i + 1].
 
-    The first and the last bin also count all values beyond them. `is_integer`: each number has a bin. `reasons` are the
-    drop reasons that depend on this quantity; charts show them separately.
+    The first and the last bin also count all values beyond them. `is_integer`: each number has a
+    bin. `reasons` are the drop reasons that depend on this quantity; charts show them separately.
     """
 
     title: str
@@ -59,24 +66,39 @@ def _quarter_octaves(start: float, bins: int) -> tuple[float, ...]:
 
 _WHOLE = tuple(float(number) for number in range(258))
 SCALES = {
-    "short_side": Scale(Message("Shorter side"), Message("pixels"), _quarter_octaves(4, 48), ("image-small",)),
+    "short_side": Scale(
+        Message("Shorter side"), Message("pixels"), _quarter_octaves(4, 48), ("image-small",)
+    ),
     "long_side": Scale(Message("Longer side"), Message("pixels"), _quarter_octaves(4, 48), ()),
     "aspect": Scale(
-        Message("Longer side / shorter side"), "", tuple(1 + 0.1 * n for n in range(151)), ("image-aspect",)
+        Message("Longer side / shorter side"),
+        "",
+        tuple(1 + 0.1 * n for n in range(151)),
+        ("image-aspect",),
     ),
     "bytes": Scale(Message("File size"), Message("bytes"), _quarter_octaves(64, 80), ()),
     "zh": Scale(
-        Message("Chinese captions"), Message("characters"), _WHOLE, ("caption-short", "caption-long"), is_integer=True
+        Message("Chinese captions"),
+        Message("characters"),
+        _WHOLE,
+        ("caption-short", "caption-long"),
+        is_integer=True,
     ),
     "en": Scale(
-        Message("English captions"), Message("words"), _WHOLE, ("caption-short", "caption-long"), is_integer=True
+        Message("English captions"),
+        Message("words"),
+        _WHOLE,
+        ("caption-short", "caption-long"),
+        is_integer=True,
     ),
 }
 
 
 @cache
 def scale_of(name: str) -> Scale:
-    """The scale of a histogram; a score's, `score:SCORER[:LANGUAGE]`, is wide: regressions are not limited to 1."""
+    """The scale of a histogram; a score's, `score:SCORER[:LANGUAGE]`, is wide: regressions are not
+    limited to 1.
+    """
     if name in SCALES:
         return SCALES[name]
     scorer, _, language = name.removeprefix("score:").partition(":")
@@ -98,16 +120,19 @@ class Count:
 
 
 class Statistics:
-    """Counts and histograms of pairs and captions. Each pair is added once, when it is known whether it is kept.
+    """Counts and histograms of pairs and captions. Each pair is added once, when it is known
+    whether it is kept.
 
-    The read step adds the pairs that it drops (`add`) and the captions that it drops from other pairs
-    (`add_captions`); the write step adds all other pairs. A histogram counts by KEPT or drop reason, and by bin, named
-    by the value at which it begins.
+    The read step adds the pairs that it drops (`add`) and the captions that it drops from other
+    pairs (`add_captions`); the write step adds all other pairs. A histogram counts by KEPT or drop
+    reason, and by bin, named by the value at which it begins.
     """
 
     def __init__(self) -> None:
         self._counts: Counter[tuple[str, ...]] = Counter()  # by the path in `as_dict`
-        self._values: dict[tuple[str, str], list[float]] = defaultdict(list)  # of a histogram and fate, not counted yet
+        self._values: dict[tuple[str, str], list[float]] = defaultdict(
+            list
+        )  # of a histogram and fate, not counted yet
 
     def add(
         self,
@@ -116,10 +141,11 @@ class Statistics:
         size: tuple[int, int] | None = None,
         captions: Sequence[DroppedCaption] = (),
     ) -> None:
-        """Count a pair: `drop` is None if it is kept, `size` is its image's width and height if known.
+        """Count a pair: `drop` is None if it is kept, `size` is its image's width and height if
+        known.
 
-        `pair` has the captions that are kept or dropped with it, `captions` are those dropped from it before. The
-        source is `pair.meta["source"]`.
+        `pair` has the captions that are kept or dropped with it, `captions` are those dropped from
+        it before. The source is `pair.meta["source"]`.
         """
         reason = drop.reason if drop else KEPT
         self._count(reason, "pairs")
@@ -141,8 +167,12 @@ class Statistics:
         for language, caption, drop in captions:
             self._caption(language, caption, drop.reason)
 
-    def add_score(self, scorer: str, value: float, drop: Drop | None, language: Language | None = None) -> None:
-        """Count a score of a pair, or of a caption in `language`, and whether it was kept or dropped."""
+    def add_score(
+        self, scorer: str, value: float, drop: Drop | None, language: Language | None = None
+    ) -> None:
+        """Count a score of a pair, or of a caption in `language`, and whether it was kept or
+        dropped.
+        """
         name = f"score:{scorer}:{language}" if language else f"score:{scorer}"
         self._measure(name, value, drop.reason if drop else KEPT)
 
@@ -154,10 +184,16 @@ class Statistics:
             for number, count in Counter(scale.bins(values).tolist()).items():
                 self._counts["histograms", name, fate, scale.names[number]] += count
         self._values.clear()
-        everything: dict[str, Any] = {"pairs": _nothing(), "captions": captions, "sources": {}, "histograms": {}}
+        everything: dict[str, Any] = {
+            "pairs": _nothing(),
+            "captions": captions,
+            "sources": {},
+            "histograms": {},
+        }
         # Bins are ordered by value, everything else by name.
         for path in sorted(
-            self._counts, key=lambda path: (*path[:-1], float(path[-1])) if path[0] == "histograms" else path
+            self._counts,
+            key=lambda path: (*path[:-1], float(path[-1])) if path[0] == "histograms" else path,
         ):
             inner = everything
             for name in path[:-1]:
@@ -200,10 +236,12 @@ def _paths(counts: Mapping[str, Any], *above: str) -> Iterator[tuple[tuple[str, 
 
 @dataclass(frozen=True)
 class Example:
-    """A pair as the report shows it: `reason` is KEPT, or why the pair or its captions in `..._dropped` were dropped.
+    """A pair as the report shows it: `reason` is KEPT, or why the pair or its captions in
+    `..._dropped` were dropped.
 
-    `thumbnail` is a data URL, empty if the image cannot be shown or until `Examples.fill` adds it; `size` is in pixels.
-    For a duplicate, `twin` is the key of the pair that is kept instead, with its thumbnail.
+    `thumbnail` is a data URL, empty if the image cannot be shown or until `Examples.fill` adds it;
+    `size` is in pixels. For a duplicate, `twin` is the key of the pair that is kept instead, with
+    its thumbnail.
     """
 
     reason: str
@@ -241,31 +279,45 @@ class Examples:
         captions: Sequence[DroppedCaption] = (),
         twin: str = "",
     ) -> None:
-        """Consider a pair, as `Statistics.add`; `fill` adds undecoded images. `twin`: the key that it repeats."""
+        """Consider a pair, as `Statistics.add`; `fill` adds undecoded images. `twin`: the key that
+        it repeats.
+        """
         reason, detail = (drop.reason, drop.detail) if drop else (KEPT, "")
-        gone = captions if drop and not (pair.zh or pair.en) else ()  # they were dropped first, and the pair with them
+        gone = (
+            captions if drop and not (pair.zh or pair.en) else ()
+        )  # they were dropped first, and the pair with them
         if gone:
             detail += f" ({', '.join(sorted({why.reason for _, _, why in gone}))})"
         self._consider(reason, pair, detail, image, gone, twin)
         self.add_captions(pair, captions, image)
 
-    def add_captions(self, pair: Pair, captions: Sequence[DroppedCaption], image: DecodedImage | None = None) -> None:
+    def add_captions(
+        self, pair: Pair, captions: Sequence[DroppedCaption], image: DecodedImage | None = None
+    ) -> None:
         for reason in dict.fromkeys(drop.reason for _, _, drop in captions):
             same = [caption for caption in captions if caption[2].reason == reason]
             self._consider(reason, pair, same[0][2].detail, image, same)
 
     def fill(self, find: Callable[[str], Pair | None]) -> None:
-        """Add the images that are missing, and to every duplicate the kept pair, which is shown next to it."""
+        """Add the images that are missing, and to every duplicate the kept pair, which is shown
+        next to it.
+        """
         for by_rank in self._by_reason.values():
             for rank, example in by_rank.items():
                 if not example.thumbnail and (pair := find(example.key)):
                     thumbnail, size = _shrunk(decode_image(pair.image))
                     example = by_rank[rank] = replace(example, thumbnail=thumbnail, size=size)
                 if example.twin and (pair := find(example.twin)):
-                    by_rank[rank] = replace(example, twin_thumbnail=_shrunk(decode_image(pair.image))[0])
+                    by_rank[rank] = replace(
+                        example, twin_thumbnail=_shrunk(decode_image(pair.image))[0]
+                    )
 
     def all(self) -> list[Example]:
-        return [example for _, by_rank in sorted(self._by_reason.items()) for _, example in sorted(by_rank.items())]
+        return [
+            example
+            for _, by_rank in sorted(self._by_reason.items())
+            for _, example in sorted(by_rank.items())
+        ]
 
     def write(self, path: Path) -> None:
         """Write the sample as JSON, the same bytes for the same sample."""
@@ -273,7 +325,9 @@ class Examples:
 
     @classmethod
     def merge(cls, paths: Iterable[Path]) -> Self:
-        """The sample of all pairs from which the samples in these files were drawn, one file in memory at a time."""
+        """The sample of all pairs from which the samples in these files were drawn, one file in
+        memory at a time.
+        """
         merged = cls()
         for path in paths:
             for values in json.loads(path.read_bytes()):
@@ -294,17 +348,38 @@ class Examples:
         if not self._is_wanted(reason, rank):
             return
         thumbnail, size = _shrunk(image)
-        origin = ":".join(str(pair.meta[name]) for name in ("source", "origin") if name in pair.meta)
-        key, origin, detail, twin = (_cut(text) for text in (pair.key, origin, detail, twin))
-        zh, en = _shown(pair.zh), _shown(pair.en)
-        zh_dropped, en_dropped = (
-            _shown(text for language, text, _ in captions if language == shown) for shown in LANGUAGES
+        origin = ":".join(
+            str(pair.meta[name]) for name in ("source", "origin") if name in pair.meta
         )
-        self._put(Example(reason, rank, key, origin, detail, size, thumbnail, zh, en, zh_dropped, en_dropped, twin))
+        key, origin, detail, twin = (_cut(text) for text in (pair.key, origin, detail, twin))
+        zh = _shown(pair.zh)
+        en = _shown(pair.en)
+        zh_dropped, en_dropped = (
+            _shown(text for language, text, _ in captions if language == shown)
+            for shown in LANGUAGES
+        )
+        self._put(
+            Example(
+                reason,
+                rank,
+                key,
+                origin,
+                detail,
+                size,
+                thumbnail,
+                zh,
+                en,
+                zh_dropped,
+                en_dropped,
+                twin,
+            )
+        )
 
     def _is_wanted(self, reason: str, rank: str) -> bool:
         by_rank = self._by_reason.get(reason, {})
-        return rank not in by_rank and (len(by_rank) < _PER_REASON or (bool(by_rank) and rank < max(by_rank)))
+        return rank not in by_rank and (
+            len(by_rank) < _PER_REASON or (bool(by_rank) and rank < max(by_rank))
+        )
 
     def _put(self, example: Example) -> None:
         by_rank = self._by_reason.setdefault(example.reason, {})
@@ -314,7 +389,9 @@ class Examples:
 
 
 def _shrunk(image: DecodedImage | Drop | None) -> tuple[str, str]:
-    """A thumbnail's data URL, and the size of the image as text; both empty if the image cannot be decoded."""
+    """A thumbnail's data URL, and the size of the image as text; both empty if the image cannot be
+    decoded.
+    """
     if not isinstance(image, DecodedImage):
         return "", ""
     return jpeg_data_url(jpeg_thumbnail(image.image)), f"{image.image.width}×{image.image.height}"
@@ -326,4 +403,8 @@ def _shown(texts: Iterable[str]) -> list[str]:
 
 def _cut(text: str) -> str:
     """The beginning of the text, without what UTF-8 cannot encode."""
-    return (text if len(text) <= _CHARACTERS else text[:_CHARACTERS] + "…").encode("utf-8", "replace").decode()
+    return (
+        (text if len(text) <= _CHARACTERS else text[:_CHARACTERS] + "…")
+        .encode("utf-8", "replace")
+        .decode()
+    )

@@ -1,4 +1,6 @@
-"""Sources of raw pairs. The union at the foot is their registry: to add a source, write its class and add its name."""
+"""Sources of raw pairs. The union at the foot is their registry: to add a source, write its class
+and add its name.
+"""
 
 from typing import Annotated
 
@@ -10,7 +12,13 @@ from dcclip_cli.curation.sources.sidecar import FolderSource, TarsSource
 from dcclip_cli.curation.sources.tables import HubSource, TableSource
 
 Source = Annotated[
-    FolderSource | ClassFoldersSource | TableSource | TarsSource | HubSource | Base64Source | CaptionsSource,
+    FolderSource
+    | ClassFoldersSource
+    | TableSource
+    | TarsSource
+    | HubSource
+    | Base64Source
+    | CaptionsSource,
     Field(discriminator="kind"),
 ]
 

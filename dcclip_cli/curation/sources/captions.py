@@ -1,4 +1,6 @@
-"""Sources in published layouts: COCO, Flickr30k and their Chinese versions, MUGE, and folders of classes."""
+"""Sources in published layouts: COCO, Flickr30k and their Chinese versions, MUGE, and folders of
+classes.
+"""
 
 import hashlib
 import os
@@ -13,6 +15,8 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from dcclip_cli.core.errors import DcclipError, Message
+from dcclip_cli.core.options import PathOption
 from dcclip_cli.curation.sources.base import (
     HINT,
     TOLD,
@@ -29,33 +33,41 @@ from dcclip_cli.data import caption_files, prompts, reading
 from dcclip_cli.data.class_folders import class_names, images_by_class, images_in
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.data.reading import Drop, Fault, Folder
-from dcclip_cli.errors import DcclipError, Message
-from dcclip_cli.options import PathOption
 
 Paths = PathOption | tuple[PathOption, ...]
 _NAME = "{}"  # the place of a class's name in a template
 
 
 class CaptionsSource(SourceOptions):
-    """An image folder with caption files in either language; all captions of an image become one pair.
+    """An image folder with caption files in either language; all captions of an image become one
+    pair.
 
-    A caption file is text with lines like `IMAGE#zhm#0 CAPTION`, `IMAGE.jpg#0<TAB>CAPTION` or `IMAGE<TAB>CAPTION`, or
-    JSON like COCO's `{images, annotations}`, Karpathy's `{images: [{filename, sentences}]}` or a list of
-    `{image, caption}`. Image names may lack the suffix. Images may be in subfolders of `images`. COCO's file names of
-    2014 and 2017 refer to the same image.
+    A caption file is text with lines like `IMAGE#zhm#0 CAPTION`, `IMAGE.jpg#0<TAB>CAPTION` or
+    `IMAGE<TAB>CAPTION`, or JSON like COCO's `{images, annotations}`, Karpathy's `{images:
+    [{filename, sentences}]}` or a list of `{image, caption}`. Image names may lack the suffix.
+    Images may be in subfolders of `images`. COCO's file names of 2014 and 2017 refer to the same
+    image.
     """
 
     kind: Literal["captions"] = "captions"
-    images: PathOption | None = Field(None, description="Folder with the images; default: download from COCO's URLs")
+    images: PathOption | None = Field(
+        None, description="Folder with the images; default: download from COCO's URLs"
+    )
     zh: Paths = Field((), description="File, or list of files, with Chinese captions")
     en: Paths = Field((), description="File, or list of files, with English captions")
-    caption: Paths = Field((), description="File, or list of files, with captions in either language")
-    only: PathOption | None = Field(None, description="File with the names of images to read, one per line")
+    caption: Paths = Field(
+        (), description="File, or list of files, with captions in either language"
+    )
+    only: PathOption | None = Field(
+        None, description="File with the names of images to read, one per line"
+    )
 
     @model_validator(mode="after")
     def _has_captions(self) -> Self:
         if not self._files():
-            raise ValueError(Message("give caption files with at least one of the keys zh, en and caption"))
+            raise ValueError(
+                Message("give caption files with at least one of the keys zh, en and caption")
+            )
         return self
 
     @property
@@ -100,12 +112,17 @@ class CaptionsSource(SourceOptions):
 
     def _files(self) -> list[tuple[Told, Path]]:
         fields = [(told, getattr(self, told)) for told in TOLD]
-        return [(told, path) for told, paths in fields for path in ((paths,) if isinstance(paths, Path) else paths)]
+        return [
+            (told, path)
+            for told, paths in fields
+            for path in ((paths,) if isinstance(paths, Path) else paths)
+        ]
 
     def _named(self) -> Iterator[caption_files.Named]:
         """Each image once, and each unreadable place in the files."""
         names = self.only.read_text("utf-8-sig", "replace").splitlines() if self.only else []
-        only, identities = {caption_files.identity(name.strip()) for name in names}, set[str]()
+        only = {caption_files.identity(name.strip()) for name in names}
+        identities = set[str]()
         for _, path in self._files():
             for image in caption_files.names_in(path):
                 identity = caption_files.identity(image.name)
@@ -117,25 +134,39 @@ class CaptionsSource(SourceOptions):
 
 
 class Base64Source(SourceOptions):
-    """Chinese-CLIP's layout (MUGE, Flickr30k-CN): `train_imgs.tsv` with lines of NUMBER<TAB>BASE64, and its texts.
+    """Chinese-CLIP's layout (MUGE, Flickr30k-CN): `train_imgs.tsv` with lines of
+    NUMBER<TAB>BASE64, and its texts.
 
-    A line of `train_texts.jsonl` is `{"text_id": 1, "text": "...", "image_ids": [NUMBER, ...]}`. Each text of an image
-    becomes a caption; images without texts, as in MUGE's test split, have none.
+    A line of `train_texts.jsonl` is `{"text_id": 1, "text": "...", "image_ids": [NUMBER, ...]}`.
+    Each text of an image becomes a caption; images without texts, as in MUGE's test split, have
+    none.
     """
 
     kind: Literal["base64"] = "base64"
-    path: PathOption = Field(description="A file SPLIT_imgs.tsv, a folder of them, or a pattern like ./muge/*_imgs.tsv")
-    language: Told = Field("caption", description="Language of the texts; `caption` detects it from their script")
+    path: PathOption = Field(
+        description="A file SPLIT_imgs.tsv, a folder of them, or a pattern like ./muge/*_imgs.tsv"
+    )
+    language: Told = Field(
+        "caption", description="Language of the texts; `caption` detects it from their script"
+    )
 
     def slices(self, size: int) -> list[Slice]:
-        files = [file for file in files_of(self.path, (".tsv",)) if file.name.endswith(caption_files.IMAGES)]
+        files = [
+            file
+            for file in files_of(self.path, (".tsv",))
+            if file.name.endswith(caption_files.IMAGES)
+        ]
         if not files:
-            raise DcclipError("{} contains no file with the suffix {}", HINT, self.path, caption_files.IMAGES)
+            raise DcclipError(
+                "{} contains no file with the suffix {}", HINT, self.path, caption_files.IMAGES
+            )
         slices: list[Slice] = []
         for file in files:
             texts = caption_files.texts_file(file)
             if not texts.is_file():
-                message = Message("{} is missing: it must be in the same folder as {}", texts.name, file)
+                message = Message(
+                    "{} is missing: it must be in the same folder as {}", texts.name, file
+                )
                 raise DcclipError(message, "download this file too: it contains the captions")
             with file.open("rb") as stream:
                 cuts = reading.cuts(stream, reading.lines(stream, reading.MAX_TEXT_BYTES), size)
@@ -143,10 +174,17 @@ class Base64Source(SourceOptions):
         return slices
 
     def read(self, part: Mapping[str, Any]) -> Iterator[Candidate]:
-        """Candidates with their image's number as key, or the line number of an unreadable line, of texts too."""
+        """Candidates with their image's number as key, or the line number of an unreadable line,
+        of texts too.
+        """
         file = Path(part["file"])
-        prefix, texts_file = key_prefix(self.path, file), caption_files.texts_file(file)
-        numbers = {number for row in caption_files.image_rows(file, part) if (number := caption_files.number_of(row))}
+        prefix = key_prefix(self.path, file)
+        texts_file = caption_files.texts_file(file)
+        numbers = {
+            number
+            for row in caption_files.image_rows(file, part)
+            if (number := caption_files.number_of(row))
+        }
         texts: dict[str, list[tuple[Told, str]]] = defaultdict(list)
         for line, text in caption_files.texts_in(texts_file, numbers if part["start"] else None):
             if isinstance(text, caption_files.Text):
@@ -156,7 +194,11 @@ class Base64Source(SourceOptions):
                 yield Candidate(Pair(f"{prefix}{texts_file.name}:{line}", b""), text)
         for row in caption_files.image_rows(file, part):
             number = caption_files.number_of(row)
-            pair = Pair(f"{prefix}{number or f'line {row.number}'}", b"", **by_language(texts.get(number or "", [])))
+            pair = Pair(
+                f"{prefix}{number or f'line {row.number}'}",
+                b"",
+                **by_language(texts.get(number or "", [])),
+            )
             try:
                 yield Candidate(replace(pair, image=caption_files.image_of(row)))
             except Fault as fault:
@@ -165,17 +207,21 @@ class Base64Source(SourceOptions):
 
 @lru_cache(1)
 def _listed(folder: Path, changed_ns: int) -> list[Path]:
-    """The images of a class, which may be in many slices; `changed_ns` makes it look again after a change."""
+    """The images of a class, which may be in many slices; `changed_ns` makes it look again after a
+    change.
+    """
     return images_in(folder, reading.ALL_IMAGE_SUFFIXES)
 
 
 class ClassFoldersSource(SourceOptions):
-    """A folder with one folder of images per class; the captions of an image are the name of its class.
+    """A folder with one folder of images per class; the captions of an image are the name of its
+    class.
 
-    Names are those that `eval --dataset` uses for such a folder: from its `classes.yaml` (`cat: {en: cat, zh:
-    猫}`), from a named data set with these folders (ImageNet's WordNet ids), else the folder names. The first caption
-    is the bare name, so the output can also be an evaluation set. All images of a class have the same captions, so
-    caption filters and `same-caption` drop none of them.
+    Names are those that `eval --dataset` uses for such a folder: from its `classes.yaml` (`cat:
+    {en: cat, zh: 猫}`), from a named data set with these folders (ImageNet's WordNet ids), else the
+    folder names. The first caption is the bare name, so the output can also be an evaluation set.
+    All images of a class have the same captions, so caption filters and `same-caption` drop none
+    of them.
     """
 
     kind: Literal["class_folders"] = "class_folders"
@@ -184,18 +230,27 @@ class ClassFoldersSource(SourceOptions):
         3,
         ge=1,
         le=100,
-        description="Maximum captions per language: the class name, then the templates of `eval --templates compact`",
+        description="Maximum captions per language: the class name, then the templates of `eval "
+        "--templates compact`",
     )
-    allow_outside: bool = Field(False, description="Follow symbolic links that lead out of the folder")
+    allow_outside: bool = Field(
+        False, description="Follow symbolic links that lead out of the folder"
+    )
 
     def slices(self, size: int) -> list[Slice]:
-        """Slices of `size` images, class by class. Raises DcclipError where the names of the classes are not known."""
+        """Slices of `size` images, class by class. Raises DcclipError where the names of the
+        classes are not known.
+        """
         if not self.path.is_dir():
             raise DcclipError("{} is not a folder", HINT, self.path)
         by_folder = images_by_class(self.path, reading.ALL_IMAGE_SUFFIXES)
         folders = list(by_folder)
         names = class_names(self.path, folders)
-        images = ((number, at) for number, files in enumerate(by_folder.values()) for at in range(len(files)))
+        images = (
+            (number, at)
+            for number, files in enumerate(by_folder.values())
+            for at in range(len(files))
+        )
         slices: list[Slice] = []
         while part := list(islice(images, size)):
             classes: list[dict[str, Any]] = []
@@ -208,7 +263,9 @@ class ClassFoldersSource(SourceOptions):
         return slices
 
     def read(self, part: Mapping[str, Any]) -> Iterator[Candidate]:
-        """Candidates with CLASS/FILE as key, and the class folder's name as `class` in their metadata."""
+        """Candidates with CLASS/FILE as key, and the class folder's name as `class` in their
+        metadata.
+        """
         inside = Folder(self.path, self.allow_outside)
         for place in part["classes"]:
             folder = self.path / place["folder"]
@@ -219,7 +276,10 @@ class ClassFoldersSource(SourceOptions):
                 for language, name in place["names"].items():
                     templates = [text for text in prompts.compact(language) if text != _NAME]
                     # The path chooses the templates, each time the same.
-                    order = sorted((hashlib.sha256(os.fsencode(f"{key}\n{text}")).digest(), text) for text in templates)
+                    order = sorted(
+                        (hashlib.sha256(os.fsencode(f"{key}\n{text}")).digest(), text)
+                        for text in templates
+                    )
                     texts = [text.replace(_NAME, name) for _, text in order[: self.captions - 1]]
                     captions[language] = (name, *texts)
                 pair = Pair(key, b"", meta={"class": place["folder"]}, **captions)

@@ -11,6 +11,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from dcclip_cli.core.errors import DcclipError
+from dcclip_cli.core.files import is_listed, read_at
+from dcclip_cli.core.options import PathOption
 from dcclip_cli.curation.sources.base import (
     HINT,
     TOLD,
@@ -26,11 +29,13 @@ from dcclip_cli.curation.sources.base import (
 from dcclip_cli.data import reading
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.data.reading import Drop, Fault, Folder, Member
-from dcclip_cli.errors import DcclipError
-from dcclip_cli.files import is_listed, read_at
-from dcclip_cli.options import PathOption
 
-SIDECARS: dict[str, Told | None] = {"json": None, "zh.txt": "zh", "en.txt": "en", "txt": "caption"}  # by suffix
+SIDECARS: dict[str, Told | None] = {
+    "json": None,
+    "zh.txt": "zh",
+    "en.txt": "en",
+    "txt": "caption",
+}  # by suffix
 _MEMBERS_TO_COUNT = 200  # of a tar, to estimate how many pairs it has
 _AT_A_TIME = 16  # tars that are opened for that: on network storage, each takes its time
 _IMAGE = "image"
@@ -39,7 +44,9 @@ _Ids = frozenset[tuple[int, int]]  # of the folders above, by device and inode
 
 
 def sidecar_captions(files: Mapping[str, bytes]) -> dict[str, Any]:
-    """`zh`, `en` and `meta` of a Pair from sidecar files, a caption a line, by suffix. Raises `Fault`."""
+    """`zh`, `en` and `meta` of a Pair from sidecar files, a caption a line, by suffix. Raises
+    `Fault`.
+    """
     try:
         record = json.loads(_text(files.get("json", b"{}"), "json"))
     except (ValueError, RecursionError) as error:
@@ -48,7 +55,10 @@ def sidecar_captions(files: Mapping[str, bytes]) -> dict[str, Any]:
         raise Fault("captions-unreadable", "the .json file does not hold a JSON object")
     captions: list[tuple[Told, str]] = []
     for told in TOLD:
-        captions += [(told, text) for text in reading.texts_of(record.pop(told, None), f"{told} in the .json file")]
+        captions += [
+            (told, text)
+            for text in reading.texts_of(record.pop(told, None), f"{told} in the .json file")
+        ]
     recorded = {text.strip() for _, text in captions}
     for suffix, language in SIDECARS.items():
         if language and suffix in files:
@@ -62,15 +72,17 @@ def _text(content: bytes, suffix: str) -> str:
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise Fault("captions-unreadable", f"the .{suffix} file: {error.reason} at byte {error.start}") from None
+        raise Fault(
+            "captions-unreadable", f"the .{suffix} file: {error.reason} at byte {error.start}"
+        ) from None
 
 
 class FolderSource(SourceOptions):
     """A folder of images at any depth, with sidecar files of captions.
 
-    For NAME.jpg these are NAME.json (`zh`, `en` and `caption`, each a string or a list of strings; its other keys
-    become metadata) and NAME.zh.txt, NAME.en.txt and NAME.txt with one caption per line. The language of captions in
-    `caption` and NAME.txt is detected from their script.
+    For NAME.jpg these are NAME.json (`zh`, `en` and `caption`, each a string or a list of strings;
+    its other keys become metadata) and NAME.zh.txt, NAME.en.txt and NAME.txt with one caption per
+    line. The language of captions in `caption` and NAME.txt is detected from their script.
     """
 
     kind: Literal["folder"] = "folder"
@@ -90,7 +102,10 @@ class FolderSource(SourceOptions):
         for parts in self._walk(PurePath(part["first"]).parts, PurePath(part["last"]).parts):
             pair = Pair(str(PurePath(*parts)), b"")
             path = self.path.joinpath(*parts)
-            files = {suffix: path.with_name(f"{os.path.splitext(path.name)[0]}.{suffix}") for suffix in SIDECARS}
+            files = {
+                suffix: path.with_name(f"{os.path.splitext(path.name)[0]}.{suffix}")
+                for suffix in SIDECARS
+            }
             try:
                 texts = {
                     suffix: folder.read(file, reading.MAX_TEXT_BYTES, "captions")
@@ -98,21 +113,33 @@ class FolderSource(SourceOptions):
                     if os.path.isfile(file)
                 }
                 pair = replace(pair, **sidecar_captions(texts))
-                yield Candidate(replace(pair, image=folder.read(path, reading.MAX_IMAGE_BYTES, _IMAGE)))
+                yield Candidate(
+                    replace(pair, image=folder.read(path, reading.MAX_IMAGE_BYTES, _IMAGE))
+                )
             except Fault as fault:
                 yield Candidate(pair, fault.drop)
 
     def _walk(
-        self, first: _Parts = (), last: _Parts | None = None, parts: _Parts = (), above: _Ids = frozenset()
+        self,
+        first: _Parts = (),
+        last: _Parts | None = None,
+        parts: _Parts = (),
+        above: _Ids = frozenset(),
     ) -> Iterator[_Parts]:
-        """The images in the folder `parts` from `first` to `last`; folders without any of them are not opened."""
+        """The images in the folder `parts` from `first` to `last`; folders without any of them are
+        not opened.
+        """
         try:
             status = os.stat(self.path.joinpath(*parts))
             folder_id = (status.st_dev, status.st_ino)
             with os.scandir(self.path.joinpath(*parts)) as scanned:
-                entries = sorted((entry for entry in scanned if is_listed(entry.name)), key=lambda entry: entry.name)
+                entries = sorted(
+                    (entry for entry in scanned if is_listed(entry.name)),
+                    key=lambda entry: entry.name,
+                )
         except OSError:
-            yield parts  # an unreadable folder: there is no image of this name, which becomes a fault
+            # an unreadable folder: there is no image of this name, which becomes a fault
+            yield parts
             return
         for entry in () if folder_id in above else entries:  # a link back up would never end
             inside = (*parts, entry.name)
@@ -126,28 +153,39 @@ class FolderSource(SourceOptions):
 
 
 class TarsSource(SourceOptions):
-    """Tars in the WebDataset layout, as written by img2dataset and dcclip: KEY.jpg with KEY.json, KEY.txt, ...
+    """Tars in the WebDataset layout, as written by img2dataset and dcclip: KEY.jpg with KEY.json,
+    KEY.txt, ...
 
-    The record's `zh`, `en` and `caption`, and the lines of KEY.txt, KEY.zh.txt and KEY.en.txt, are captions; the other
-    keys of the record are metadata. Files may be in any order. Nothing is unpacked: names in a tar are never used as
-    paths, links are never followed, and files with other suffixes (.pkl, .npy, .cls, ...) are skipped unread.
+    The record's `zh`, `en` and `caption`, and the lines of KEY.txt, KEY.zh.txt and KEY.en.txt, are
+    captions; the other keys of the record are metadata. Files may be in any order. Nothing is
+    unpacked: names in a tar are never used as paths, links are never followed, and files with
+    other suffixes (.pkl, .npy, .cls, ...) are skipped unread.
     """
 
     kind: Literal["tars"] = "tars"
-    path: PathOption = Field(description="A .tar file, a folder of them, or a pattern like ./laion/*.tar")
+    path: PathOption = Field(
+        description="A .tar file, a folder of them, or a pattern like ./laion/*.tar"
+    )
 
     def slices(self, size: int) -> list[Slice]:
         """One slice for each tar, whatever `size` is: one shard becomes one shard."""
         files = files_of(self.path, (".tar",))
         with ThreadPoolExecutor(_AT_A_TIME) as pool:
             estimates = pool.map(_estimated_pairs, files)
-            return [Slice({"file": str(file)}, pairs) for file, pairs in zip(files, estimates, strict=True)]
+            return [
+                Slice({"file": str(file)}, pairs)
+                for file, pairs in zip(files, estimates, strict=True)
+            ]
 
     def read(self, part: Mapping[str, Any]) -> Iterator[Candidate]:
-        """Candidates with the keys that they have in the tar. A truncated or damaged tar ends in one with a fault."""
+        """Candidates with the keys that they have in the tar. A truncated or damaged tar ends in
+        one with a fault.
+        """
         file = Path(part["file"])
         prefix = key_prefix(self.path, file)
-        samples: dict[str, dict[str, Member]] = {}  # by key, then by `image` or the suffix of a sidecar
+        samples: dict[
+            str, dict[str, Member]
+        ] = {}  # by key, then by `image` or the suffix of a sidecar
         faults: dict[str, Drop] = {}
         for member in reading.tar_members(file):
             key, role = _key_and_role(member.name)
@@ -161,7 +199,9 @@ class TarsSource(SourceOptions):
             if member.fault:
                 faults.setdefault(key, member.fault)
             if member.name.startswith("/") or ".." in member.name.split("/"):
-                faults.setdefault(key, Drop("image-outside", f"{member.name[:200]!r} leads out of the tar"))
+                faults.setdefault(
+                    key, Drop("image-outside", f"{member.name[:200]!r} leads out of the tar")
+                )
         with file.open("rb") as stream:
             for key, sample in samples.items():
                 pair = Pair(f"{prefix}{key}", b"")
@@ -169,7 +209,9 @@ class TarsSource(SourceOptions):
                     if fault := faults.get(key):
                         raise Fault(fault.reason, fault.detail)
                     suffixes = [suffix for suffix in SIDECARS if suffix in sample]
-                    texts = {suffix: _bytes(stream, sample[suffix], "captions") for suffix in suffixes}
+                    texts = {
+                        suffix: _bytes(stream, sample[suffix], "captions") for suffix in suffixes
+                    }
                     pair = Pair(pair.key, b"", **sidecar_captions(texts))
                     if _IMAGE not in sample:
                         raise Fault("image-missing", "captions without an image next to them")
@@ -181,7 +223,8 @@ class TarsSource(SourceOptions):
 
 def _estimated_pairs(file: Path) -> int:
     """The number of images in a tar, of a long one extrapolated from its beginning."""
-    images, end = 0, 0
+    images = 0
+    end = 0
     for member in islice(reading.tar_members(file), _MEMBERS_TO_COUNT):
         images += _key_and_role(member.name)[1] == _IMAGE
         end = member.offset + member.size
@@ -190,12 +233,16 @@ def _estimated_pairs(file: Path) -> int:
 
 
 def _key_and_role(name: str) -> tuple[str, str | None]:
-    """`a/cat.zh.txt` -> `a/cat` and `zh.txt`; `cat.JPG` -> `cat` and `image`; None for files that are skipped."""
+    """`a/cat.zh.txt` -> `a/cat` and `zh.txt`; `cat.JPG` -> `cat` and `image`; None for files that
+    are skipped.
+    """
     for suffix in SIDECARS:  # json, zh.txt, en.txt before txt
         if name.lower().endswith(f".{suffix}"):
             return name[: -len(suffix) - 1], suffix
     stem, dot, suffix = name.rpartition(".")
-    return (stem, _IMAGE) if f"{dot}{suffix}".lower() in reading.ALL_IMAGE_SUFFIXES else (name, None)
+    return (
+        (stem, _IMAGE) if f"{dot}{suffix}".lower() in reading.ALL_IMAGE_SUFFIXES else (name, None)
+    )
 
 
 def _bytes(stream: Any, member: Member, role: str) -> bytes:

@@ -1,4 +1,6 @@
-"""Sources whose pairs are rows: TSV, CSV, JSON lines and Parquet files, and Hugging Face `datasets`."""
+"""Sources whose pairs are rows: TSV, CSV, JSON lines and Parquet files, and Hugging Face
+`datasets`.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +16,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple
 
 from pydantic import Field
 
+from dcclip_cli.core.errors import DcclipError, Message
+from dcclip_cli.core.hub import load_hub
+from dcclip_cli.core.options import PathOption
+from dcclip_cli.core.text import encoding_of, not_utf8
 from dcclip_cli.curation.sources.base import (
     TOLD,
     Candidate,
@@ -28,10 +34,6 @@ from dcclip_cli.curation.sources.base import (
 from dcclip_cli.data import reading
 from dcclip_cli.data.pair import Pair, check_once
 from dcclip_cli.data.reading import Drop, Fault, Folder
-from dcclip_cli.errors import DcclipError, Message
-from dcclip_cli.hub import load_hub
-from dcclip_cli.options import PathOption
-from dcclip_cli.text import encoding_of, not_utf8
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -40,8 +42,12 @@ if TYPE_CHECKING:
 
 Names = str | tuple[str, ...]
 _IMAGES = ("image", "url")  # the first that a row has is used
-ROWS_AT_A_TIME = 16  # of Parquet and Arrow in memory: each may contain an image of reading.MAX_IMAGE_BYTES
-_MAX_ROWS_PER_BYTE = 10  # of Parquet: an image and a caption take more than a byte, however well compressed
+ROWS_AT_A_TIME = (
+    16  # of Parquet and Arrow in memory: each may contain an image of reading.MAX_IMAGE_BYTES
+)
+_MAX_ROWS_PER_BYTE = (
+    10  # of Parquet: an image and a caption take more than a byte, however well compressed
+)
 
 Cells = dict[str, Any] | Drop  # a row by its columns, or why it cannot be read
 _SUFFIXES = (*reading.TABLE_SUFFIXES, ".parquet")
@@ -55,25 +61,40 @@ class Roles(NamedTuple):
 
 
 class ColumnOptions(SourceOptions):
-    """Names of columns. A column that is not given is found by the field's own name, in upper or lower case."""
+    """Names of columns. A column that is not given is found by the field's own name, in upper or
+    lower case.
+    """
 
     image: str | None = Field(None, description="Column with image paths or image bytes")
     url: str | None = Field(None, description="Column with image URLs to download")
     zh: Names | None = Field(None, description="Column, or list of columns, with Chinese captions")
     en: Names | None = Field(None, description="Column, or list of columns, with English captions")
-    caption: Names | None = Field(None, description="Column, or list of columns, with captions in either language")
-    where: dict[str, Names] = Field({}, description="Read only rows in which the column has one of these values")
+    caption: Names | None = Field(
+        None, description="Column, or list of columns, with captions in either language"
+    )
+    where: dict[str, Names] = Field(
+        {}, description="Read only rows in which the column has one of these values"
+    )
 
     def roles(self, columns: Iterable[str]) -> Roles:
-        """The columns with images and captions: those named in the recipe, else those of `columns` with such names."""
+        """The columns with images and captions: those named in the recipe, else those of `columns`
+        with such names.
+        """
         by_field = {name.lower(): name for name in reversed(list(columns))}
-        images = self._named(_IMAGES) or [(kind, by_field[kind]) for kind in _IMAGES if kind in by_field]
-        captions: list[Any] = self._named(TOLD) or [(told, by_field[told]) for told in TOLD if told in by_field]
+        images = self._named(_IMAGES) or [
+            (kind, by_field[kind]) for kind in _IMAGES if kind in by_field
+        ]
+        captions: list[Any] = self._named(TOLD) or [
+            (told, by_field[told]) for told in TOLD if told in by_field
+        ]
         return Roles(images, captions)
 
     def check_columns(self, headers: Iterable[Sequence[str]], place: str) -> None:
-        """Raise DcclipError if a column is in none of the `headers`, or none of them has images or captions."""
-        columns, missing = dict[str, None](), list[str]()
+        """Raise DcclipError if a column is in none of the `headers`, or none of them has images or
+        captions.
+        """
+        columns = dict[str, None]()
+        missing = list[str]()
         for header in headers:
             columns |= dict.fromkeys(header)
             images, captions = self.roles(columns)
@@ -84,35 +105,56 @@ class ColumnOptions(SourceOptions):
             if not missing:
                 return
         if missing:
-            hint = Message("set the columns, for example: {{kind: table, path: ..., image: FILENAME, caption: TEXT}}")
-            message = Message("{} has no column {} (found: {})", place, " or ".join(missing), ", ".join(columns)[:300])
+            hint = Message(
+                "set the columns, for example: {{kind: table, path: ..., image: "
+                "FILENAME, caption: TEXT}}"
+            )
+            message = Message(
+                "{} has no column {} (found: {})",
+                place,
+                " or ".join(missing),
+                ", ".join(columns)[:300],
+            )
             raise DcclipError(message, hint)
 
     def _named(self, fields: Sequence[str]) -> list[tuple[str, str]]:
         return [(field, column) for field in fields for column in _many(getattr(self, field))]
 
-    def candidates(self, rows: Iterable[tuple[str, Cells, Roles]], folder: Folder) -> Iterator[Candidate]:
-        """The rows that `where` selects, by their keys, as candidates; images are read from `folder`."""
+    def candidates(
+        self, rows: Iterable[tuple[str, Cells, Roles]], folder: Folder
+    ) -> Iterator[Candidate]:
+        """The rows that `where` selects, by their keys, as candidates; images are read from
+        `folder`.
+        """
         for key, row, roles in rows:
             if isinstance(row, Drop):
                 yield Candidate(Pair(key, b""), row)
-            elif all(str(row.get(column)) in _many(values) for column, values in self.where.items()):
+            elif all(
+                str(row.get(column)) in _many(values) for column, values in self.where.items()
+            ):
                 yield self._candidate(key, row, roles, folder)
 
-    def _candidate(self, key: str, row: Mapping[str, Any], roles: Roles, folder: Folder) -> Candidate:
+    def _candidate(
+        self, key: str, row: Mapping[str, Any], roles: Roles, folder: Folder
+    ) -> Candidate:
         pair = Pair(key, b"")
         try:
             captions = [
-                (told, text) for told, column in roles.captions for text in reading.texts_of(row.get(column), column)
+                (told, text)
+                for told, column in roles.captions
+                for text in reading.texts_of(row.get(column), column)
             ]
             used = {column for kind, column in (*roles.captions, *roles.images) if kind != "image"}
             meta = {
                 name: reading.plain(cell)
                 for name, cell in row.items()
-                if name not in used and not isinstance(cell.get("bytes") if isinstance(cell, dict) else cell, bytes)
+                if name not in used
+                and not isinstance(cell.get("bytes") if isinstance(cell, dict) else cell, bytes)
             }
             pair = replace(pair, **by_language(captions), meta=meta)
-            urls = [row[column] for kind, column in roles.images if kind == "url" and row.get(column)]
+            urls = [
+                row[column] for kind, column in roles.images if kind == "url" and row.get(column)
+            ]
             url = urls[0].strip() if urls and isinstance(urls[0], str) else None
             if url:
                 pair = replace(pair, meta=meta | {"url": url})
@@ -123,7 +165,9 @@ class ColumnOptions(SourceOptions):
             if url:
                 return Candidate(pair, url=url)
             columns = [column for _, column in roles.images] or _IMAGES
-            return Candidate(pair, Drop("image-missing", f"nothing in column {' or '.join(columns)}"))
+            return Candidate(
+                pair, Drop("image-missing", f"nothing in column {' or '.join(columns)}")
+            )
         except Fault as fault:
             return Candidate(pair, fault.drop)
 
@@ -142,45 +186,65 @@ def _image(cell: Any, folder: Folder) -> bytes:
     if not isinstance(cell, str) or not cell:
         raise Fault("image-missing", "neither a path nor bytes")
     if cell.startswith(("http://", "https://")):
-        raise Fault("image-missing", f"{cell[:200]} is a URL: name its column as `url` in the recipe")
+        raise Fault(
+            "image-missing", f"{cell[:200]} is a URL: name its column as `url` in the recipe"
+        )
     return folder.read(folder.path / Path(cell), reading.MAX_IMAGE_BYTES, "image")
 
 
 class TableSource(ColumnOptions):
-    """A file of rows, a folder of such files, or a pattern like `./wukong/*.csv`; the suffix gives the format.
+    """A file of rows, a folder of such files, or a pattern like `./wukong/*.csv`; the suffix gives
+    the format.
 
-    Columns without captions or images become metadata. Text files are in UTF-8. Keys (`key`) and metadata
-    (`meta`, JSON) of Parquet files that dcclip wrote are kept.
+    Columns without captions or images become metadata. Text files are in UTF-8. Keys (`key`) and
+    metadata (`meta`, JSON) of Parquet files that dcclip wrote are kept.
     """
 
     kind: Literal["table"] = "table"
-    path: PathOption = Field(description="A .tsv, .csv, .jsonl or .parquet file, a folder of them, or a pattern")
-    header: tuple[str, ...] = Field((), description="Column names, for TSV and CSV files without a header line")
+    path: PathOption = Field(
+        description="A .tsv, .csv, .jsonl or .parquet file, a folder of them, or a pattern"
+    )
+    header: tuple[str, ...] = Field(
+        (), description="Column names, for TSV and CSV files without a header line"
+    )
     images: PathOption | None = Field(
-        None, description="Folder that image paths are relative to; default: the folder of the table"
+        None,
+        description="Folder that image paths are relative to; default: the folder of the table",
     )
 
     def slices(self, size: int) -> list[Slice]:
         slices: list[Slice] = []
         for file in files_of(self.path, _SUFFIXES):
             table = self._open(file)
-            self.check_columns(table.headers(), str(file) if isinstance(table, ParquetTable) else f"{file}:1")
-            slices += [Slice({"file": str(file), **part.part}, part.estimate) for part in table.slices(size)]
+            self.check_columns(
+                table.headers(), str(file) if isinstance(table, ParquetTable) else f"{file}:1"
+            )
+            slices += [
+                Slice({"file": str(file), **part.part}, part.estimate)
+                for part in table.slices(size)
+            ]
         return slices
 
     def read(self, part: Mapping[str, Any]) -> Iterator[Candidate]:
-        """Candidates with their own key, or else their line number, in Parquet their row number, counted from 1."""
+        """Candidates with their own key, or else their line number, in Parquet their row number,
+        counted from 1.
+        """
         file = Path(part["file"])
-        prefix, table = key_prefix(self.path, file), self._open(file)
+        prefix = key_prefix(self.path, file)
+        table = self._open(file)
 
         def rows() -> Iterator[tuple[str, Cells, Roles]]:
-            columns, roles = tuple[str, ...](), Roles([], [])
+            columns = tuple[str, ...]()
+            roles = Roles([], [])
             for key, row in table.rows(part):
-                if not isinstance(row, Drop) and tuple(row) != columns:  # of JSON, lines may have others
+                if (
+                    not isinstance(row, Drop) and tuple(row) != columns
+                ):  # of JSON, lines may have others
                     columns = tuple(row)
                     roles = self.roles(columns)
                 if not isinstance(row, Drop) and {"key", "meta"} <= row.keys():  # dcclip wrote it
-                    key, meta = str(row.pop("key")), row.pop("meta")
+                    key = str(row.pop("key"))
+                    meta = row.pop("meta")
                     try:
                         meta = json.loads(meta or "{}")
                         row = (
@@ -196,7 +260,9 @@ class TableSource(ColumnOptions):
 
     def _open(self, file: Path) -> TextTable | ParquetTable:
         if file.suffix.lower() not in _SUFFIXES:
-            raise DcclipError("{} is not a table file", "use one of these types: {}", file, ", ".join(_SUFFIXES))
+            raise DcclipError(
+                "{} is not a table file", "use one of these types: {}", file, ", ".join(_SUFFIXES)
+            )
         if file.suffix.lower() == ".parquet":
             return ParquetTable(file)
         return TextTable(file, self.header)
@@ -205,15 +271,17 @@ class TableSource(ColumnOptions):
 class HubSource(ColumnOptions):
     """One split of a data set on the Hugging Face hub, or in a folder written by `save_to_disk`.
 
-    Code of the data set is never executed. Image files are read without decoding. The whole split of a hub data set is
-    downloaded into the cache of `datasets` first.
+    Code of the data set is never executed. Image files are read without decoding. The whole split
+    of a hub data set is downloaded into the cache of `datasets` first.
     """
 
     kind: Literal["hub"] = "hub"
     path: str = Field(description="A hub name like ORG/NAME, or a folder like ./saved")
     config: str | None = Field(None, description="Configuration of the data set, if it has several")
     split: str = Field("train", description="Split of the data set")
-    revision: str | None = Field(None, description="Commit, tag or branch on the hub; only a commit is immutable")
+    revision: str | None = Field(
+        None, description="Commit, tag or branch on the hub; only a commit is immutable"
+    )
 
     def slices(self, size: int) -> list[Slice]:
         data = self._open()
@@ -252,15 +320,17 @@ def _dataset_rows(data: Dataset, first: int, last: int) -> Iterator[tuple[str, C
 class TextTable:
     """A .tsv, .csv or .jsonl file in UTF-8; `header` names its columns if no line does.
 
-    TSV: cells never contain tabs; quotes have no meaning. CSV as in RFC 4180: a quoted cell may contain commas, line
-    ends and doubled quotes. JSON lines: the keys of the objects are the columns, and any may be absent.
+    TSV: cells never contain tabs; quotes have no meaning. CSV as in RFC 4180: a quoted cell may
+    contain commas, line ends and doubled quotes. JSON lines: the keys of the objects are the
+    columns, and any may be absent.
     """
 
     def __init__(self, path: Path, header: tuple[str, ...]) -> None:
         self.path = path
         self.header = header
         suffix = path.suffix.lower()
-        self._csv, self.is_json = suffix == ".csv", suffix in (".jsonl", ".ndjson")
+        self._csv = suffix == ".csv"
+        self.is_json = suffix in (".jsonl", ".ndjson")
         self._read = reading.records if self._csv else reading.lines
         csv.field_size_limit(max(csv.field_size_limit(), reading.MAX_TEXT_BYTES))
 
@@ -268,14 +338,19 @@ class TextTable:
         """The names of the columns, of JSON those of each line; nothing if the file is empty."""
         with self.path.open("rb") as stream:
             if self.is_json:
-                rows = (self._cells(row.content or b"", []) for row in self._read(stream, reading.MAX_TEXT_BYTES))
+                rows = (
+                    self._cells(row.content or b"", [])
+                    for row in self._read(stream, reading.MAX_TEXT_BYTES)
+                )
                 yield from (list(row) for row in rows if isinstance(row, dict))
                 return
             first = self._first(stream)
         try:
             names = [name.strip() for name in self._split(first)] if first else list(self.header)
         except csv.Error as error:
-            raise DcclipError("{}:1: invalid CSV header: {}", "fix the quotes in line 1", self.path, error) from None
+            raise DcclipError(
+                "{}:1: invalid CSV header: {}", "fix the quotes in line 1", self.path, error
+            ) from None
         if names:
             yield names
 
@@ -300,7 +375,10 @@ class TextTable:
                 if row.start >= part["end"]:
                     return
                 if row.content is None:
-                    yield str(row.number), Drop("row-malformed", f"more than {reading.MAX_TEXT_BYTES:,} bytes")
+                    yield (
+                        str(row.number),
+                        Drop("row-malformed", f"more than {reading.MAX_TEXT_BYTES:,} bytes"),
+                    )
                 elif row.content.strip(b"\r\n"):
                     yield str(row.number), self._cells(row.content, columns)
 
@@ -319,7 +397,9 @@ class TextTable:
 
     def _cells(self, content: bytes, columns: list[str]) -> Cells:
         try:
-            text = content.decode("utf-8-sig")  # any line may begin with a BOM, as files are concatenated
+            text = content.decode(
+                "utf-8-sig"
+            )  # any line may begin with a BOM, as files are concatenated
             if self.is_json:
                 row = json.loads(text)
                 return row if isinstance(row, dict) else Drop("row-not-json", "not a JSON object")
@@ -354,17 +434,20 @@ class ParquetTable:
     def rows(self, part: Mapping[str, Any]) -> Iterator[tuple[str, Cells]]:
         """The rows of one slice, each with its number, counted from 1.
 
-        A damaged row group gives the rows before the damage and one fault; then the next group is read.
+        A damaged row group gives the rows before the damage and one fault; then the next group is
+        read.
         """
         import pyarrow as pa
 
-        file, start = self._open(), 0
+        file = self._open()
+        start = 0
         if isinstance(file, Drop):
             yield "1", file
             return
         for group in range(file.num_row_groups):
             end = start + file.metadata.row_group(group).num_rows
-            row, last = max(start, part["first"]), min(end, part["last"])
+            row = max(start, part["first"])
+            last = min(end, part["last"])
             batches = file.iter_batches(ROWS_AT_A_TIME, [group]) if row < last else ()
             try:
                 for batch in batches:
@@ -386,9 +469,14 @@ class ParquetTable:
         try:
             file = pq.ParquetFile(self.path, memory_map=True, pre_buffer=False)
         except (pa.ArrowException, OSError) as error:
-            return Drop("table-unreadable", f"{self.path.name} is not a Parquet file: {str(error)[:200]}")
+            return Drop(
+                "table-unreadable", f"{self.path.name} is not a Parquet file: {str(error)[:200]}"
+            )
         if file.metadata.num_rows > _MAX_ROWS_PER_BYTE * self.path.stat().st_size:
-            return Drop("table-unreadable", f"{self.path.name} claims to have {file.metadata.num_rows:,} rows")
+            return Drop(
+                "table-unreadable",
+                f"{self.path.name} claims to have {file.metadata.num_rows:,} rows",
+            )
         return file
 
 
@@ -397,7 +485,10 @@ def cells_of(batch: pa.RecordBatch) -> Iterator[Cells]:
     try:
         yield from batch.to_pylist()
         return
-    except (ValueError, OverflowError):  # text that is not UTF-8, or an impossible date: the fault of one row
+    except (
+        ValueError,
+        OverflowError,
+    ):  # text that is not UTF-8, or an impossible date: the fault of one row
         pass
     for row in range(batch.num_rows):
         try:

@@ -1,12 +1,13 @@
-"""Class names and prompt templates in both languages, one JSON file per data set, and class indices by name.
+"""Class names and prompt templates in both languages, one JSON file per data set, and class
+indices by name.
 
     {"folders": [key of each class in the source's label order],
      "en": {"names": [...], "alternates": {"name": ["synonym", ...]}, "templates": [...]}, "zh": {...}}
 
-`plain_names` of a language are shorter names that captions have for some classes: `eval` also says what they give.
-`one_thing` lists pairs of classes, by folder, that are one thing in both languages; `gap_remark` says why scores in the
-two languages do not compare. `{"subset_of": "imagenet", "folders": [...]}` takes the names and templates of these
-folders from another file.
+`plain_names` of a language are shorter names that captions have for some classes: `eval` also says
+what they give. `one_thing` lists pairs of classes, by folder, that are one thing in both
+languages; `gap_remark` says why scores in the two languages do not compare. `{"subset_of":
+"imagenet", "folders": [...]}` takes the names and templates of these folders from another file.
 """
 
 import functools
@@ -19,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from dcclip_cli.core.errors import DcclipError, Message
 from dcclip_cli.data.pair import LANGUAGES, Language
-from dcclip_cli.errors import DcclipError, Message
 
 FOLDER = Path(__file__).parent
 _COMPACT = "compact"  # templates alone
@@ -29,11 +30,12 @@ _HINT = Message("restore the published file, or download the data set again")
 
 @dataclass(frozen=True)
 class Prompts:
-    """The class `folders` in label order and, per language, the classes' names, synonyms of names, and templates.
+    """The class `folders` in label order and, per language, the classes' names, synonyms of names,
+    and templates.
 
-    `one_thing` are pairs of class numbers that nobody can tell apart by name in either language. `gap_remark` says why
-    a difference between the languages is one of the question; empty where it is not. `plain_names` are other names for
-    some of the names.
+    `one_thing` are pairs of class numbers that nobody can tell apart by name in either language.
+    `gap_remark` says why a difference between the languages is one of the question; empty where it
+    is not. `plain_names` are other names for some of the names.
     """
 
     folders: list[str]
@@ -55,12 +57,18 @@ def read(name: str) -> Prompts:
     """A data set's class names and its own templates."""
     content = _json(name)
     if "subset_of" in content:
-        parent, folders = read(content["subset_of"]), content["folders"]
+        parent = read(content["subset_of"])
+        folders = content["folders"]
         place = {folder: number for number, folder in enumerate(parent.folders)}
-        chosen = {language: [names[place[folder]] for folder in folders] for language, names in parent.names.items()}
+        chosen = {
+            language: [names[place[folder]] for folder in folders]
+            for language, names in parent.names.items()
+        }
         pairs = [[parent.folders[number] for number in pair] for pair in parent.one_thing]
         same = _numbered(pairs, folders)
-        return Prompts(folders, chosen, parent.alternates, parent.templates, same, parent.gap_remark)
+        return Prompts(
+            folders, chosen, parent.alternates, parent.templates, same, parent.gap_remark
+        )
     entries = {language: content[language] for language in LANGUAGES if language in content}
     return Prompts(
         folders=content["folders"],
@@ -69,7 +77,11 @@ def read(name: str) -> Prompts:
         templates={language: entry["templates"] for language, entry in entries.items()},
         one_thing=_numbered(content.get("one_thing", []), content["folders"]),
         gap_remark=content.get("gap_remark", ""),
-        plain_names={language: entry["plain_names"] for language, entry in entries.items() if "plain_names" in entry},
+        plain_names={
+            language: entry["plain_names"]
+            for language, entry in entries.items()
+            if "plain_names" in entry
+        },
     )
 
 
@@ -84,7 +96,9 @@ def texts(language: Language) -> list[str]:
         names = prompts.names.get(language, [])
         templates = prompts.templates.get(language, [])
         queries += names
-        queries += [template.replace("{}", name) for template, name in zip(templates, names, strict=False)]
+        queries += [
+            template.replace("{}", name) for template, name in zip(templates, names, strict=False)
+        ]
     return list(dict.fromkeys(queries))
 
 
@@ -96,7 +110,11 @@ def compact(language: Language) -> tuple[str, ...]:
 def _numbered(pairs: Sequence[Sequence[str]], folders: Sequence[str]) -> list[tuple[int, int]]:
     """The pairs of folders as class numbers; a pair of which one is missing is left out."""
     place = {folder: number for number, folder in enumerate(folders)}
-    return [(place[first], place[second]) for first, second in pairs if first in place and second in place]
+    return [
+        (place[first], place[second])
+        for first, second in pairs
+        if first in place and second in place
+    ]
 
 
 def _json(name: str) -> Any:
@@ -109,10 +127,11 @@ def normalized(name: str) -> str:
 
 
 class ClassIndex:
-    """Finds a class by its folder's key, by its number as a folder's name, or by one of its English names.
+    """Finds a class by its folder's key, by its number as a folder's name, or by one of its
+    English names.
 
-    So labels of another source mean the same classes. A source whose classes are in another order gives scores near
-    chance, or plausible wrong ones: its list of names is compared name by name.
+    So labels of another source mean the same classes. A source whose classes are in another order
+    gives scores near chance, or plausible wrong ones: its list of names is compared name by name.
     """
 
     def __init__(self, prompts: Prompts) -> None:
@@ -123,7 +142,9 @@ class ClassIndex:
             for key in map(normalized, (name, *synonyms.get(name, []))):
                 shared = self._numbers.get(key, number) != number
                 self._numbers[key] = None if shared else number
-        self._numbers |= {normalized(folder): number for number, folder in enumerate(prompts.folders)}
+        self._numbers |= {
+            normalized(folder): number for number, folder in enumerate(prompts.folders)
+        }
 
     def find(self, name: str) -> int | None:
         """The class's number; None for a name that no class has, or that two classes share."""
@@ -137,16 +158,20 @@ class ClassIndex:
         return number
 
     def order(self, names: Sequence[str], where: str, own_order: bool) -> np.ndarray:
-        """(C,) the number here of each class in a separately published list, in our order if `own_order`."""
+        """(C,) the number here of each class in a separately published list, in our order if
+        `own_order`.
+        """
         if not own_order:
             return self.mapping(names, where)
         self.check_order(names, where)
         return np.arange(len(names))
 
     def mapping(self, names: Sequence[str], where: str) -> np.ndarray:
-        """(C,) the number here of each class there. Raises DcclipError unless `names` has every class once.
+        """(C,) the number here of each class there. Raises DcclipError unless `names` has every
+        class once.
 
-        For lists that come with the images' own folders or files, which cannot be shuffled independently of them.
+        For lists that come with the images' own folders or files, which cannot be shuffled
+        independently of them.
         """
         numbers = [self.find(name) for name in names]
         for name, number in zip(names, numbers, strict=True):
@@ -157,14 +182,25 @@ class ClassIndex:
         return np.asarray(numbers)
 
     def check_order(self, names: Sequence[str], where: str) -> None:
-        """Raise DcclipError unless a separately published list has the same classes in the same order.
+        """Raise DcclipError unless a separately published list has the same classes in the same
+        order.
 
-        An unknown name is accepted as another wording; a name of another class means a wrong order.
+        An unknown name is accepted as another wording; a name of another class means a wrong
+        order.
         """
         if len(names) != len(self.folders):
-            raise DcclipError("{} has {:,} classes instead of {:,}", _HINT, where, len(names), len(self.folders))
+            raise DcclipError(
+                "{} has {:,} classes instead of {:,}", _HINT, where, len(names), len(self.folders)
+            )
         numbers = [self.find(name) for name in names]
         for index, number in enumerate(numbers):
             if number is not None and number != index and numbers[number] != number:
                 expected = self.folders[index]
-                raise DcclipError("{}: class {} is {!r} instead of {!r}", _HINT, where, index, names[index], expected)
+                raise DcclipError(
+                    "{}: class {} is {!r} instead of {!r}",
+                    _HINT,
+                    where,
+                    index,
+                    names[index],
+                    expected,
+                )

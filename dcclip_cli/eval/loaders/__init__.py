@@ -5,4 +5,10 @@ from dcclip_cli.eval.loaders.captions import Base64Lines, CaptionFiles
 from dcclip_cli.eval.loaders.files import ClassFolders, HubDataset, WebDatasetTars
 
 # Tried in this order.
-LOADERS: tuple[type[Loader], ...] = (WebDatasetTars, HubDataset, ClassFolders, Base64Lines, CaptionFiles)
+LOADERS: tuple[type[Loader], ...] = (
+    WebDatasetTars,
+    HubDataset,
+    ClassFolders,
+    Base64Lines,
+    CaptionFiles,
+)

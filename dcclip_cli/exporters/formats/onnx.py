@@ -1,4 +1,6 @@
-"""ONNX bundles, for onnxruntime, and the layouts of the same graphs that transformers.js and immich load."""
+"""ONNX bundles, for onnxruntime, and the layouts of the same graphs that transformers.js and
+immich load.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,16 +8,28 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from dcclip_cli.errors import DcclipError, Message
+from dcclip_cli.core.errors import DcclipError, Message
+from dcclip_cli.core.files import link_or_copy, write_json
 from dcclip_cli.exporters import FormatName, Precision, Preprocess
 from dcclip_cli.exporters.formats import Format
 from dcclip_cli.exporters.source import Source
-from dcclip_cli.files import link_or_copy, write_json
-from dcclip_cli.inference.onnx_encoder import IMAGE, PIXELS, RGB, TEXT, TOKENIZER, OnnxEncoder, Run, runner
+from dcclip_cli.inference.onnx_encoder import (
+    IMAGE,
+    PIXELS,
+    RGB,
+    TEXT,
+    TOKENIZER,
+    OnnxEncoder,
+    Run,
+    runner,
+)
 from dcclip_cli.model.preprocess import RESAMPLING, Preprocessing
 
-# Names and types of immich's machine-learning service (immich_ml/models/clip): image is float, text is int32.
-_IMMICH_IMAGE, _IMMICH_TEXT, _IMMICH_EMBEDDING = "image", "text", "embedding"
+# Names and types of immich's machine-learning service (immich_ml/models/clip): image is float,
+# text is int32.
+_IMMICH_IMAGE = "image"
+_IMMICH_TEXT = "text"
+_IMMICH_EMBEDDING = "embedding"
 
 
 class Onnx(Format):
@@ -24,7 +38,9 @@ class Onnx(Format):
     name: ClassVar[FormatName] = "onnx"
     precisions = ("fp32", "fp16", "int8")
     preprocess: ClassVar[tuple[Preprocess, ...]] = ("outside", "graph")
-    from_onnx, reads_tokens_itself, takes_patches = True, True, True
+    from_onnx = True
+    reads_tokens_itself = True
+    takes_patches = True
 
     def write(self, source: Source, graphs: Path, folder: Path, precision: Precision) -> None:
         for name in (IMAGE, TEXT):
@@ -36,16 +52,18 @@ class Onnx(Format):
 
 
 class TransformersJs(Format):
-    """onnx/model.onnx, which pipelines of transformers.js load, the two towers of it, and JSON files.
+    """onnx/model.onnx, which pipelines of transformers.js load, the two towers of it, and JSON
+    files.
 
-    transformers.js does not resize as Pillow does. Where the graph preprocesses, which is the default, it only hands on
-    the decoded image, float (1, 3, height, width) from 0 to 255.
+    transformers.js does not resize as Pillow does. Where the graph preprocesses, which is the
+    default, it only hands on the decoded image, float (1, 3, height, width) from 0 to 255.
     """
 
     name: ClassVar[FormatName] = "transformers.js"
     precisions = ("fp32", "fp16", "int8")
     preprocess = ("graph", "outside")
-    from_onnx, reads_tokens_itself = True, True
+    from_onnx = True
+    reads_tokens_itself = True
     files = ("onnx/vision_model.onnx", "onnx/text_model.onnx", "onnx/model.onnx")
 
     def write(self, source: Source, graphs: Path, folder: Path, precision: Precision) -> None:
@@ -61,9 +79,12 @@ class TransformersJs(Format):
         if image.graph.input[0].name == RGB:
             _rename(image, {PIXELS: f"preprocess/{PIXELS}"})
             _prepend(image, onnx.parser.parse_graph(_DECODED))
-            steps = [name for name in processor if name.startswith("do_") and name != "do_convert_rgb"]
+            steps = [
+                name for name in processor if name.startswith("do_") and name != "do_convert_rgb"
+            ]
             processor |= dict.fromkeys(steps, False)
-        scale, bias = source.encoder.logit_scale, source.encoder.logit_bias
+        scale = source.encoder.logit_scale
+        bias = source.encoder.logit_bias
         if source.fixed and bias is None:
             bias = -scale  # transformers.js takes a sigmoid: 0.5 for equal embeddings
         # Both towers in one graph, which gives their embeddings and the logits.
@@ -84,19 +105,27 @@ class TransformersJs(Format):
         (folder / self.files[0]).parent.mkdir()
         for file, graph in zip(self.files, (image, text, both), strict=True):
             onnx.save(graph, folder / file)
-        # A SigLIP's texts are padded to the full length. All files have names without a precision, which is "fp32".
-        kind = {"model_type": "siglip" if source.fixed else "clip", "transformers.js_config": {"dtype": "fp32"}}
+        # A SigLIP's texts are padded to the full length. All files have names without a precision,
+        # which is "fp32".
+        kind = {
+            "model_type": "siglip" if source.fixed else "clip",
+            "transformers.js_config": {"dtype": "fp32"},
+        }
         write_json(folder / "config.json", kind)
         write_json(folder / "preprocessor_config.json", processor)
         write_json(folder / "tokenizer_config.json", _tokenizer_config(source))
 
     def runner(self, file: Path) -> Run:
         run = runner(file)
-        return lambda items: run(items.transpose(0, 3, 1, 2).astype(np.float32) if items.dtype == np.uint8 else items)
+        return lambda items: run(
+            items.transpose(0, 3, 1, 2).astype(np.float32) if items.dtype == np.uint8 else items
+        )
 
 
 class Immich(Format):
-    """config.json, textual/ and visual/, as immich's exporter writes them: one image or full-length text (int32)."""
+    """config.json, textual/ and visual/, as immich's exporter writes them: one image or
+    full-length text (int32).
+    """
 
     name = "immich"
     precisions = ("fp32", "fp16", "int8")
@@ -109,25 +138,36 @@ class Immich(Format):
         from onnx import TensorProto, helper
 
         check_size(graphs, self.name)
-        for name, file, takes in zip((IMAGE, TEXT), self.files, (_IMMICH_IMAGE, _IMMICH_TEXT), strict=True):
+        for name, file, takes in zip(
+            (IMAGE, TEXT), self.files, (_IMMICH_IMAGE, _IMMICH_TEXT), strict=True
+        ):
             model = onnx.load(graphs / name)
-            tower_input, output = model.graph.input[0], model.graph.output[0]
-            names = {inner: f"{inner}_inner" for inner in (_IMMICH_EMBEDDING, takes)}  # which tensors may have
+            tower_input = model.graph.input[0]
+            output = model.graph.output[0]
+            names = {
+                inner: f"{inner}_inner" for inner in (_IMMICH_EMBEDDING, takes)
+            }  # which tensors may have
             names[output.name] = _IMMICH_EMBEDDING
             if name == IMAGE:
                 names[tower_input.name] = takes
             _rename(model, names)
             if name == TEXT:
                 tower_input.type.tensor_type.elem_type = TensorProto.INT32
-                cast = helper.make_node("Cast", [takes], [tower_input.name], "ids", to=TensorProto.INT64)
+                cast = helper.make_node(
+                    "Cast", [takes], [tower_input.name], "ids", to=TensorProto.INT64
+                )
                 model.graph.node.insert(0, cast)
-            tower_input.name, output.name = takes, _IMMICH_EMBEDDING
+            tower_input.name = takes
+            output.name = _IMMICH_EMBEDDING
             (folder / file).parent.mkdir()
             onnx.save(model, folder / file)
         config = {
             "embed_dim": output.type.tensor_type.shape.dim[-1].dim_value,
             "vision_cfg": {"image_size": source.preprocessing.size},
-            "text_cfg": {"context_length": source.context_length, "vocab_size": source.tokenizer.get_vocab_size()},
+            "text_cfg": {
+                "context_length": source.context_length,
+                "vocab_size": source.tokenizer.get_vocab_size(),
+            },
         }
         write_json(folder / "config.json", config)
         write_json(folder / "visual/preprocess_cfg.json", source.preprocessing.to_config())
@@ -136,10 +176,17 @@ class Immich(Format):
 
 
 def check_size(graphs: Path, name: FormatName) -> None:
-    """Raise DcclipError if a graph's weights are in a file next to it, which a format does not support."""
+    """Raise DcclipError if a graph's weights are in a file next to it, which a format does not
+    support.
+    """
     for graph in (IMAGE, TEXT):
         if (graphs / f"{graph}.data").exists():
-            raise DcclipError("the {} of this model is too large for --format {}", "use --precision int8", graph, name)
+            raise DcclipError(
+                "the {} of this model is too large for --format {}",
+                "use --precision int8",
+                graph,
+                name,
+            )
 
 
 def clip_image_processor(preprocessing: Preprocessing) -> dict[str, Any]:
@@ -197,9 +244,11 @@ comparison (float[images, width] image_embeds, float[texts, width] text_embeds)
 """
 
 
-# ---- preprocessing as the first nodes of an image graph, which then takes a decoded image of any size
+# ---- preprocessing as the first nodes of an image graph, which then takes a decoded image of any
+# size
 
-# Pillow's filters: as wide as what becomes one pixel, with weights that add up to 1 at the edges, too.
+# Pillow's filters: as wide as what becomes one pixel, with weights that add up to 1 at the edges,
+# too.
 _RESIZE = {
     "bicubic": 'mode = "cubic", cubic_coeff_a = -0.5, antialias = 1, exclude_outside = 1',
     "bilinear": 'mode = "linear", antialias = 1, exclude_outside = 1',
@@ -250,7 +299,9 @@ preprocess (uint8[1, height, width, 3] rgb_image) => (float[1, 3, %(side)d, %(si
 
 
 def add_preprocessing(file: Path, preprocessing: Preprocessing) -> None:
-    """Let an image graph take RGB, uint8 (1, height, width, 3), in place of PIXELS; weights in other files stay."""
+    """Let an image graph take RGB, uint8 (1, height, width, 3), in place of PIXELS; weights in
+    other files stay.
+    """
     import onnx
 
     model = onnx.load(file, load_external_data=False)
@@ -267,20 +318,27 @@ def _prepend(model: Any, first: Any) -> None:
 
 
 def preprocessing_graph(preprocessing: Preprocessing) -> Any:
-    """The GraphProto that turns RGB into PIXELS, as `preprocessing` does it with Pillow from version 13 on.
+    """The GraphProto that turns RGB into PIXELS, as `preprocessing` does it with Pillow from
+    version 13 on.
 
-    That resizes the height first if it loses more than twice as many pixels as the width (python-pillow/Pillow#9549).
-    Pixels differ by 1 of 255 now and then, and by 2 in extreme enlargements: onnxruntime's filter weights have fewer
-    digits. Raises DcclipError for interpolation by nearest pixels.
+    That resizes the height first if it loses more than twice as many pixels as the width
+    (python-pillow/Pillow#9549). Pixels differ by 1 of 255 now and then, and by 2 in extreme
+    enlargements: onnxruntime's filter weights have fewer digits. Raises DcclipError for
+    interpolation by nearest pixels.
     """
     from onnx import parser
 
     if preprocessing.interpolation not in _RESIZE:
-        reason = Message("images are resized by {}, which a graph cannot reproduce", preprocessing.interpolation)
+        reason = Message(
+            "images are resized by {}, which a graph cannot reproduce", preprocessing.interpolation
+        )
         raise DcclipError(reason, "export with preprocess: outside")
 
     begin = "Add(half, more)" if preprocessing.crop == "round" else "Identity(half)"
-    mean, std = (", ".join(f"{value:.9g}" for value in values) for values in (preprocessing.mean, preprocessing.std))
+    mean, std = (
+        ", ".join(f"{value:.9g}" for value in values)
+        for values in (preprocessing.mean, preprocessing.std)
+    )
     fields = {
         "side": preprocessing.size,
         "place": _SQUASHED if preprocessing.resize_mode == "squash" else _CROPPED % begin,
@@ -291,6 +349,8 @@ def preprocessing_graph(preprocessing: Preprocessing) -> Any:
     graph = parser.parse_graph(_GRAPH % fields)
     for node in graph.node:
         for names in (node.input, node.output):
-            names[:] = [name if name in ("", RGB, PIXELS) else f"preprocess/{name}" for name in names]
+            names[:] = [
+                name if name in ("", RGB, PIXELS) else f"preprocess/{name}" for name in names
+            ]
         node.name = node.output[0]
     return graph

@@ -1,4 +1,6 @@
-"""Formats for open_clip, transformers and sentence-transformers: directories that these load without dcclip."""
+"""Formats for open_clip, transformers and sentence-transformers: directories that these load
+without dcclip.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +14,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from PIL import Image
 
-from dcclip_cli.errors import DcclipError, Message
+from dcclip_cli.core.errors import DcclipError, Message
+from dcclip_cli.core.files import read_json, write_json
 from dcclip_cli.exporters import FormatName, Precision
 from dcclip_cli.exporters.formats import Format
 from dcclip_cli.exporters.formats.onnx import clip_image_processor
 from dcclip_cli.exporters.source import Source
-from dcclip_cli.files import read_json, write_json
 from dcclip_cli.inference.encoder import Encoder, TorchEncoder, load_encoder
 from dcclip_cli.inference.onnx_encoder import Description, ExportedEncoder, read_description
 from dcclip_cli.model.model_dir import WEIGHTS, load_model
@@ -30,7 +32,8 @@ if TYPE_CHECKING:
 
 _OTHER = Message("use --format onnx or --format open_clip")
 _TWO_LAYERS = Message(
-    "use --format sentence-transformers, onnx or open_clip: these support a projection with two layers"
+    "use --format sentence-transformers, onnx or open_clip: these support a projection "
+    "with two layers"
 )
 _HIDDEN = "visual.head.mlp.fc1.weight"  # of a projection of images by an MLP
 
@@ -54,7 +57,10 @@ class OpenClip(Format):
         shutil.copytree(source.folder, folder, dirs_exist_ok=True)
         if precision == "fp16":
             weights = load_file(folder / WEIGHTS)
-            half = {name: value.half() if value.dtype == torch.float32 else value for name, value in weights.items()}
+            half = {
+                name: value.half() if value.dtype == torch.float32 else value
+                for name, value in weights.items()
+            }
             save_file(half, folder / WEIGHTS)
 
     def open(self, folder: Path) -> Encoder:
@@ -78,15 +84,21 @@ class Transformers(Format):
         from dcclip_cli.model.families.base import TransformersTowers
 
         if isinstance(source.towers, TransformersTowers):
-            model, tokenizer, processor = source.towers.model, source.towers.tokenizer, source.towers.image_processor
+            model = source.towers.model
+            tokenizer = source.towers.tokenizer
+            processor = source.towers.image_processor
         else:
-            # The student's tokenizer, with its end token the last of the pieces. A CLIPTextModel whose end token has
-            # the id 2, as students' do, pools at the largest id instead: transformers' rule for old checkpoints.
+            # The student's tokenizer, with its end token the last of the pieces. A CLIPTextModel
+            # whose end token has the id 2, as students' do, pools at the largest id instead:
+            # transformers' rule for old checkpoints.
             state = json.loads(copy_tokenizer(source.tokenizer).to_str())
             if (kind := state["model"]["type"]) != "Unigram":
-                raise DcclipError("a {} tokenizer cannot be exported to transformers yet", _OTHER, kind)
+                raise DcclipError(
+                    "a {} tokenizer cannot be exported to transformers yet", _OTHER, kind
+                )
             vocab = state["model"]["vocab"]
-            end, last = next(index for index, (token, _) in enumerate(vocab) if token == "</s>"), len(vocab) - 1
+            end = next(index for index, (token, _) in enumerate(vocab) if token == "</s>")
+            last = len(vocab) - 1
             vocab[end], vocab[last] = vocab[last], vocab[end]
             tokenizer = PreTrainedTokenizerFast(
                 tokenizer_object=renumbered(state, {end: last, last: end}),
@@ -115,8 +127,9 @@ class Transformers(Format):
 class SentenceTransformers(Transformers):
     """The files of `transformers`, with sentence-transformers' own modules around them.
 
-    Its Transformer module finds both towers of the model, and its Normalize gives embeddings of length 1. Where images
-    are projected by an MLP, both towers end in its hidden layer, and modules between these two have the rest.
+    Its Transformer module finds both towers of the model, and its Normalize gives embeddings of
+    length 1. Where images are projected by an MLP, both towers end in its hidden layer, and
+    modules between these two have the rest.
     """
 
     name = "sentence-transformers"
@@ -158,9 +171,11 @@ class SentenceTransformers(Transformers):
 
 
 class _SentenceEncoder(ExportedEncoder):
-    """A SentenceTransformer as an Encoder: it tokenizes texts and embeds texts and pixels by itself.
+    """A SentenceTransformer as an Encoder: it tokenizes texts and embeds texts and pixels by
+    itself.
 
-    Pillow resizes images as its configuration says; it would use torchvision, which rounds some pixels otherwise.
+    Pillow resizes images as its configuration says; it would use torchvision, which rounds some
+    pixels otherwise.
     """
 
     def __init__(self, folder: Path, description: Description) -> None:
@@ -168,7 +183,9 @@ class _SentenceEncoder(ExportedEncoder):
         from transformers import AutoImageProcessor
 
         self._model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
-        self._processor = AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True)
+        self._processor = AutoImageProcessor.from_pretrained(
+            folder, backend="pil", local_files_only=True
+        )
         super().__init__(folder, description, (), self._embed_pixels, self._embed_texts)
 
     def preprocess(self, image: Image.Image) -> np.ndarray:
@@ -189,15 +206,23 @@ class _SentenceEncoder(ExportedEncoder):
 
 
 def _model(source: Source, mlps: bool, end: int) -> Any:
-    from transformers import CLIPTextConfig, TimmWrapperConfig, VisionTextDualEncoderConfig, VisionTextDualEncoderModel
+    from transformers import (
+        CLIPTextConfig,
+        TimmWrapperConfig,
+        VisionTextDualEncoderConfig,
+        VisionTextDualEncoderModel,
+    )
 
     if source.folder is None:
         raise DcclipError("{} is not a student's model directory", _OTHER, source.towers.name)
     config = json.loads((source.folder / "open_clip_config.json").read_text("utf-8"))["model_cfg"]
-    image, text = config["vision_cfg"], config["text_cfg"]
+    image = config["vision_cfg"]
+    text = config["text_cfg"]
     if text.get("no_causal_mask"):
         reason = Message("the text tower of {} is bidirectional", source.towers.name)
-        raise DcclipError("VisionTextDualEncoderModel does not support this model: {}", _OTHER, reason)
+        raise DcclipError(
+            "VisionTextDualEncoderModel does not support this model: {}", _OTHER, reason
+        )
     weights: dict[str, Tensor] = dict(source.towers.model.state_dict())
     projection = _HIDDEN if mlps and _HIDDEN in weights else _projection(source, weights)
     width, features = weights[projection].shape
@@ -214,10 +239,13 @@ def _model(source: Source, mlps: bool, end: int) -> Any:
         eos_token_id=end,
         projection_dim=width,
     )
-    side, trunk, pooling = source.preprocessing.size, source.towers.model.visual.trunk, dict[str, Any]()
+    side = source.preprocessing.size
+    trunk = source.towers.model.visual.trunk
+    pooling = dict[str, Any]()
     pool = getattr(trunk, "global_pool", None)
     if isinstance(pool, str) and pool != blank_network(image["timm_model_name"]).global_pool:
-        # open_clip changed it afterwards. The norm is then before the pooling, as without these arguments.
+        # open_clip changed it afterwards. The norm is then before the pooling, as without these
+        # arguments.
         norms = {"fc_norm", "use_fc_norm"} & inspect.signature(type(trunk)).parameters.keys()
         pooling = {"global_pool": pool, **dict.fromkeys(norms, False)}
     image_config = TimmWrapperConfig(
@@ -227,7 +255,9 @@ def _model(source: Source, mlps: bool, end: int) -> Any:
         num_labels=0,
         hidden_size=features,  # pooled
     )
-    both = VisionTextDualEncoderConfig.from_vision_text_configs(image_config, text_config, projection_dim=width)
+    both = VisionTextDualEncoderConfig.from_vision_text_configs(
+        image_config, text_config, projection_dim=width
+    )
     if source.towers.logit_bias is not None:
         both.logit_bias = source.towers.logit_bias  # of which the model has no parameter
     model = VisionTextDualEncoderModel(both).eval()
@@ -236,21 +266,36 @@ def _model(source: Source, mlps: bool, end: int) -> Any:
 
 
 def _projection(source: Source, weights: dict[str, Tensor]) -> str:
-    """The name of the image tower's projection: after the network, or in place of its classifier, with a bias of 0."""
-    visual, behind = source.towers.model.visual, "visual.head.proj.weight"
-    inside = f"visual.trunk.{visual.trunk.pretrained_cfg.get('classifier')}" if hasattr(visual, "trunk") else ""
+    """The name of the image tower's projection: after the network, or in place of its classifier,
+    with a bias of 0.
+    """
+    visual = source.towers.model.visual
+    behind = "visual.head.proj.weight"
+    inside = (
+        f"visual.trunk.{visual.trunk.pretrained_cfg.get('classifier')}"
+        if hasattr(visual, "trunk")
+        else ""
+    )
     if inside and "text.text_projection" in weights:
         if behind in weights:
             return behind
-        if not len(visual.head) and f"{inside}.weight" in weights and not weights[f"{inside}.bias"].any():
+        if (
+            not len(visual.head)
+            and f"{inside}.weight" in weights
+            and not weights[f"{inside}.bias"].any()
+        ):
             return f"{inside}.weight"
-    reason = Message("the image projection of {} is not one matrix without a bias", source.towers.name)
+    reason = Message(
+        "the image projection of {} is not one matrix without a bias", source.towers.name
+    )
     hint = _TWO_LAYERS if _HIDDEN in weights else _OTHER
     raise DcclipError("VisionTextDualEncoderModel does not support this model: {}", hint, reason)
 
 
 def _renamed(weights: dict[str, Tensor], projection: str, ends: list[int]) -> dict[str, Tensor]:
-    """open_clip's weights under transformers' names, rows of the `ends` exchanged; missing text width is zeros."""
+    """open_clip's weights under transformers' names, rows of the `ends` exchanged; missing text
+    width is zeros.
+    """
     import torch
 
     layer_parts = {
@@ -260,13 +305,16 @@ def _renamed(weights: dict[str, Tensor], projection: str, ends: list[int]) -> di
         "mlp.c_fc": "mlp.fc1",
         "mlp.c_proj": "mlp.fc2",
     }
-    images, texts = weights[projection], weights["text.text_projection"].T
+    images = weights[projection]
+    texts = weights["text.text_projection"].T
     table = weights["text.token_embedding.weight"].clone()
     table[ends] = table[ends[::-1]]
     renamed_weights = {
         "logit_scale": weights["logit_scale"],
         "visual_projection.weight": images,
-        "text_projection.weight": torch.cat([texts, texts.new_zeros(len(images) - len(texts), texts.shape[1])]),
+        "text_projection.weight": torch.cat(
+            [texts, texts.new_zeros(len(images) - len(texts), texts.shape[1])]
+        ),
         "text_model.embeddings.token_embedding.weight": table,
         "text_model.embeddings.position_embedding.weight": weights["text.positional_embedding"],
     }
@@ -278,10 +326,13 @@ def _renamed(weights: dict[str, Tensor], projection: str, ends: list[int]) -> di
             renamed_weights[f"text_model.final_layer_norm.{name.rpartition('.')[2]}"] = value
         elif name.startswith("text.transformer.resblocks."):
             number, _, part = name.removeprefix("text.transformer.resblocks.").partition(".")
-            layer, (part, _, kind) = f"text_model.encoder.layers.{number}", part.rpartition(".")
+            layer = f"text_model.encoder.layers.{number}"
+            (part, _, kind) = part.rpartition(".")
             if part == "attn" and kind.startswith("in_proj_"):
                 for which, rows in zip("qkv", torch.chunk(value, 3), strict=True):
-                    renamed_weights[f"{layer}.self_attn.{which}_proj.{kind.removeprefix('in_proj_')}"] = rows.clone()
+                    renamed_weights[
+                        f"{layer}.self_attn.{which}_proj.{kind.removeprefix('in_proj_')}"
+                    ] = rows.clone()
             else:
                 renamed_weights[f"{layer}.{layer_parts[part]}.{kind}"] = value
     return renamed_weights

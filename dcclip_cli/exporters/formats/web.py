@@ -1,4 +1,6 @@
-"""A web page with the model in it: a bundle that preprocesses, and the packages of npm that a browser needs."""
+"""A web page with the model in it: a bundle that preprocesses, and the packages of npm that a
+browser needs.
+"""
 
 import base64
 import hashlib
@@ -12,15 +14,15 @@ from itertools import chain
 from pathlib import Path
 from urllib.request import Request, urlopen
 
-from dcclip_cli.errors import DcclipError, Message
+from dcclip_cli.core.errors import DcclipError, Message
+from dcclip_cli.core.files import atomic_write, cache_folder, write_json
+from dcclip_cli.core.html import SHARED_PAGE
+from dcclip_cli.core.progress import Progress, Silent
+from dcclip_cli.core.versions import VERSION
 from dcclip_cli.exporters import Precision
 from dcclip_cli.exporters.formats.onnx import Onnx, check_size
 from dcclip_cli.exporters.samples import TEXTS
 from dcclip_cli.exporters.source import Source, prepare
-from dcclip_cli.files import atomic_write, cache_folder, write_json
-from dcclip_cli.html import SHARED_PAGE
-from dcclip_cli.progress import Progress, Silent
-from dcclip_cli.versions import VERSION
 
 _PUBLIC = "https://registry.npmjs.org"
 _WAIT_S = 30  # for the next bytes
@@ -29,7 +31,9 @@ _CHUNK = 1 << 18
 
 @dataclass(frozen=True)
 class Package:
-    """A version of a package. `sha512` is that of its archive in base64, npm's "integrity"; `size_bytes` its size."""
+    """A version of a package. `sha512` is that of its archive in base64, npm's "integrity";
+    `size_bytes` its size.
+    """
 
     name: str
     version: str
@@ -42,15 +46,22 @@ class Package:
         return f"{self.name.removeprefix('@').replace('/', '-')}-{self.version}.tgz"
 
     def fetch(self, progress: Progress) -> Path:
-        """The archive in the cache folder, downloaded if absent or damaged. Raises DcclipError if that fails."""
+        """The archive in the cache folder, downloaded if absent or damaged. Raises DcclipError if
+        that fails.
+        """
         file = cache_folder() / "npm" / self.archive
         if file.is_file() and self._is(file.read_bytes()):
             return file
         registry = os.environ.get("npm_config_registry")  # noqa: SIM112
         if not registry:  # as npm: that of ~/.npmrc, else the public one
             npmrc = Path.home() / ".npmrc"
-            lines = npmrc.read_text("utf-8", errors="replace").splitlines() if npmrc.is_file() else []
-            settings = {key.strip(): value.strip() for key, _, value in (line.partition("=") for line in lines)}
+            lines = (
+                npmrc.read_text("utf-8", errors="replace").splitlines() if npmrc.is_file() else []
+            )
+            settings = {
+                key.strip(): value.strip()
+                for key, _, value in (line.partition("=") for line in lines)
+            }
             registry = settings.get("registry", _PUBLIC)
         url = f"{registry.rstrip('/')}/{self.name}/-/{self.name.rpartition('/')[2]}-{self.version}.tgz"
         by_hand = f"npm pack {self.name}@{self.version}", self.archive, file.parent
@@ -58,16 +69,22 @@ class Package:
         body = bytearray()
         try:
             if not url.startswith(("https://", "http://")):
-                raise ValueError(Message("the address of the npm registry must start with https://"))
+                raise ValueError(
+                    Message("the address of the npm registry must start with https://")
+                )
             with (
-                urlopen(Request(url, headers={"User-Agent": f"dcclip/{VERSION}"}), timeout=_WAIT_S) as response,
+                urlopen(
+                    Request(url, headers={"User-Agent": f"dcclip/{VERSION}"}), timeout=_WAIT_S
+                ) as response,
                 progress.task(Message("download {}", self.archive), self.size_bytes) as task,
             ):
                 while chunk := response.read(min(_CHUNK, self.size_bytes + 1 - len(body))):
                     body += chunk
                     task.advance(len(chunk))
             if not self._is(body):
-                raise ValueError(Message("the SHA-512 does not match {} {}", self.name, self.version))
+                raise ValueError(
+                    Message("the SHA-512 does not match {} {}", self.name, self.version)
+                )
         except (OSError, HTTPException, ValueError) as error:
             reason = getattr(error, "reason", None) or error
             raise DcclipError("{} cannot be downloaded: {}", hint, url, reason) from None
@@ -109,21 +126,29 @@ FILES = {
     },
     _TOKENIZERS: {"dist/tokenizers.min.mjs": "tokenizers.js", "LICENSE": "LICENSE-tokenizers.txt"},
 }
-_LICENSES = {"LICENSE": "LICENSE-onnxruntime.txt", "ThirdPartyNotices.txt": "NOTICES-onnxruntime.txt"}
-PAGE, LIBRARIES, CHECKS = "web", "libraries", "checks.json"
+_LICENSES = {
+    "LICENSE": "LICENSE-onnxruntime.txt",
+    "ThirdPartyNotices.txt": "NOTICES-onnxruntime.txt",
+}
+PAGE = "web"
+LIBRARIES = "libraries"
+CHECKS = "checks.json"
 """The page's own files in this package, the folder of libraries, and sizes of files and texts with their token ids."""
 
 
 class Web(Onnx):
-    """index.html with its scripts, the libraries that they use, and a bundle: `dcclip predict` reads it, too.
+    """index.html with its scripts, the libraries that they use, and a bundle: `dcclip predict`
+    reads it, too.
 
-    Everything runs in the browser, in WebAssembly. npm's onnxruntime-web has no license file: those of the Python
-    package are of the same source.
+    Everything runs in the browser, in WebAssembly. npm's onnxruntime-web has no license file:
+    those of the Python package are of the same source.
     """
 
     name = "web"
     preprocess = ("graph",)
-    install = Message("for a bundle, pip install onnx; for any other model, pip install 'dcclip[export]'")
+    install = Message(
+        "for a bundle, pip install onnx; for any other model, pip install 'dcclip[export]'"
+    )
 
     def prepare(self, progress: Progress) -> None:
         for package in FILES:
@@ -145,5 +170,8 @@ class Web(Onnx):
             (libraries / new).write_bytes((Path(onnxruntime.__file__).parent / name).read_bytes())
         tokenizer = prepare(source)
         tokens = [[text, tokenizer.encode(" ".join(text.split())).ids] for text in TEXTS]
-        sizes = {file.relative_to(folder).as_posix(): file.stat().st_size for file in sorted(folder.rglob("*.*"))}
+        sizes = {
+            file.relative_to(folder).as_posix(): file.stat().st_size
+            for file in sorted(folder.rglob("*.*"))
+        }
         write_json(folder / CHECKS, {"sizes": sizes, "tokens": tokens})

@@ -1,11 +1,19 @@
-"""Families of dual encoders with a config.json: FAMILIES, one class each, with what is specific to it."""
+"""Families of dual encoders with a config.json: FAMILIES, one class each, with what is specific to
+it.
+"""
 
 from pathlib import Path
 from typing import Any
 
-from dcclip_cli.errors import DcclipError, Message
+from dcclip_cli.core.errors import DcclipError, Message
 from dcclip_cli.model.families.base import Family
-from dcclip_cli.model.families.clip import AltClipTowers, ChineseClipTowers, ClipTowers, MetaClip2Towers, SiglipTowers
+from dcclip_cli.model.families.clip import (
+    AltClipTowers,
+    ChineseClipTowers,
+    ClipTowers,
+    MetaClip2Towers,
+    SiglipTowers,
+)
 from dcclip_cli.model.families.fgclip2 import FgClip2Towers
 from dcclip_cli.model.families.naflex import EmbeddingGemma2Towers, Siglip2Towers
 from dcclip_cli.model.hub_models import check_directory, checked_json
@@ -23,7 +31,9 @@ FAMILIES: tuple[type[Family], ...] = (
 
 
 def checked_family(model: str, file: Path, trust_remote_code: bool) -> type[Family]:
-    """The family of a config.json. Raises DcclipError for unsupported ones, and code that is not allowed."""
+    """The family of a config.json. Raises DcclipError for unsupported ones, and code that is not
+    allowed.
+    """
     if Path(model).is_dir():
         check_directory(Path(model))
     config, family = read_config(file, f"teacher {model}")
@@ -32,7 +42,9 @@ def checked_family(model: str, file: Path, trust_remote_code: bool) -> type[Fami
 
 
 def read_config(file: Path, name: str) -> tuple[dict[str, Any], type[Family]]:
-    """The config.json of a dual encoder, and its family. Raises DcclipError for others, and what runs code."""
+    """The config.json of a dual encoder, and its family. Raises DcclipError for others, and what
+    runs code.
+    """
     config = checked_json(file)
     family = next((family for family in FAMILIES if family.recognizes(config)), None)
     if family is None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.core.errors import DcclipError
 from dcclip_cli.model.families.base import TransformersTowers
 from dcclip_cli.model.hub_models import ELSEWHERE, check_timm_name
 from dcclip_cli.model.towers import TextLayout
@@ -13,7 +13,8 @@ from dcclip_cli.model.towers import TextLayout
 class ClipTowers(TransformersTowers):
     """CLIP, and any two towers as one model, as dcclip exports students."""
 
-    label, model_types = "CLIP", ("clip", "vision-text-dual-encoder")
+    label = "CLIP"
+    model_types = ("clip", "vision-text-dual-encoder")
 
     @property
     def text_layout(self) -> TextLayout:
@@ -23,7 +24,9 @@ class ClipTowers(TransformersTowers):
 
     @property
     def logit_bias(self) -> float | None:
-        """That of a student is in its configuration, since transformers' class has no parameter for it."""
+        """That of a student is in its configuration, since transformers' class has no parameter
+        for it.
+        """
         bias = getattr(self.model.config, "logit_bias", None)
         return None if bias is None else float(bias)
 
@@ -31,32 +34,41 @@ class ClipTowers(TransformersTowers):
     def check_config(cls, config: Mapping[str, Any], file: Path) -> None:
         super().check_config(config, file)
         if not isinstance(config.get("logit_bias"), float | None):
-            raise DcclipError("{}: logit_bias is not a number", "copy or create the directory again", file)
+            raise DcclipError(
+                "{}: logit_bias is not a number", "copy or create the directory again", file
+            )
         image = config.get("vision_config")
         if config["model_type"] == "vision-text-dual-encoder" and isinstance(image, dict):
             if image.get("backbone") or image.get("use_pretrained_backbone"):
                 raise DcclipError(
-                    "{}: vision_config.backbone refers to a network outside the directory", ELSEWHERE, file
+                    "{}: vision_config.backbone refers to a network outside the directory",
+                    ELSEWHERE,
+                    file,
                 )
             if isinstance(image.get("architecture"), str):
-                check_timm_name(image["architecture"], f"{file}: vision_config.architecture", ELSEWHERE)
+                check_timm_name(
+                    image["architecture"], f"{file}: vision_config.architecture", ELSEWHERE
+                )
 
 
 class AltClipTowers(TransformersTowers):
-    label, model_types = "AltCLIP", ("altclip",)
+    label = "AltCLIP"
+    model_types = ("altclip",)
     attention = "bidirectional"
     pooling = "first"
 
     @property
     def _table(self) -> Any:
-        # The text model is one level deeper, and its own method for this returns the wrapper's table.
+        # The text model is one level deeper, and its own method for this returns the wrapper's
+        # table.
         return self.model.text_model.roberta.get_input_embeddings()
 
 
 class ChineseClipTowers(TransformersTowers):
     """ChineseCLIP and QA-CLIP."""
 
-    label, model_types = "ChineseCLIP", ("chinese_clip",)
+    label = "ChineseCLIP"
+    model_types = ("chinese_clip",)
     attention = "bidirectional"
     pooling = "first"
     text_length = 52
@@ -64,14 +76,16 @@ class ChineseClipTowers(TransformersTowers):
 
 
 class MetaClip2Towers(TransformersTowers):
-    label, model_types = "MetaCLIP2", ("metaclip_2",)
+    label = "MetaCLIP2"
+    model_types = ("metaclip_2",)
     attention = "causal"
 
 
 class SiglipTowers(TransformersTowers):
     """SigLIP, and SigLIP2's checkpoints for images of one size."""
 
-    label, model_types = "SigLIP", ("siglip",)
+    label = "SigLIP"
+    model_types = ("siglip",)
     attention = "bidirectional"
     pooling = "last"
     fixed_length = True

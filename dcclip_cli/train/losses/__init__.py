@@ -1,10 +1,12 @@
-"""Losses, each one class with its options and its formula. The union is the registry: a new loss is added to it."""
+"""Losses, each one class with its options and its formula. The union is the registry: a new loss
+is added to it.
+"""
 
 from typing import Annotated
 
 from pydantic import Field, SerializeAsAny
 
-from dcclip_cli.extensions import extension_options
+from dcclip_cli.core.extensions import extension_options
 from dcclip_cli.train.losses import embeddings
 from dcclip_cli.train.losses.base import Loss
 from dcclip_cli.train.losses.contrastive import TaskLoss

@@ -1,7 +1,9 @@
-"""Base classes of losses, and what a loss gets: the outputs of the student and of the teachers for a batch.
+"""Base classes of losses, and what a loss gets: the outputs of the student and of the teachers for
+a batch.
 
-Shapes: B images, N texts of one language, D the shared width, C channels, h x w a map's grid, L tokens, W a text width.
-Tensors given to a loss are in fp32, and embeddings not normalized. All sums are means over the batch.
+Shapes: B images, N texts of one language, D the shared width, C channels, h x w a map's grid, L
+tokens, W a text width. Tensors given to a loss are in fp32, and embeddings not normalized. All
+sums are means over the batch.
 """
 
 from __future__ import annotations
@@ -14,10 +16,10 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag
 
+from dcclip_cli.core.errors import DcclipError, Message
+from dcclip_cli.core.options import Options
 from dcclip_cli.data.batch import IMAGES, TextCounts, count_texts
 from dcclip_cli.data.pair import Language
-from dcclip_cli.errors import DcclipError, Message
-from dcclip_cli.options import Options
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -34,13 +36,14 @@ BOTH: frozenset[Tower] = frozenset({"image", "text"})
 class Outputs:
     """What one model, student or teacher, computes for a batch; texts keyed as in Batch.
 
-    Embeddings are those of all processes, maps and tokens this process's own. `image_index` (N,) is the image that each
-    text belongs to; numbers from B on are texts without one. `logit_scale` is 1 / temperature, `logit_bias` the sigmoid
-    loss's bias. `false_negatives`, where caption ids are known, are two masks (n, N) with rows for the n texts of this
-    process: the first is true at [i, j] if text j belongs to another pair and is a caption of image i as well, the
-    second if text i is one of image j. `counts` are those of all processes' texts, `process_counts` those of the texts
-    of each process, of which the ones with an image come first, and `mean_counts` those of the mean part of a batch in
-    parts.
+    Embeddings are those of all processes, maps and tokens this process's own. `image_index` (N,)
+    is the image that each text belongs to; numbers from B on are texts without one. `logit_scale`
+    is 1 / temperature, `logit_bias` the sigmoid loss's bias. `false_negatives`, where caption ids
+    are known, are two masks (n, N) with rows for the n texts of this process: the first is true at
+    [i, j] if text j belongs to another pair and is a caption of image i as well, the second if
+    text i is one of image j. `counts` are those of all processes' texts, `process_counts` those of
+    the texts of each process, of which the ones with an image come first, and `mean_counts` those
+    of the mean part of a batch in parts.
     """
 
     image: ImageFeatures
@@ -56,28 +59,42 @@ class Outputs:
     def cut(self, dims: int) -> Outputs:
         """The same with the first `dims` numbers of each embedding."""
         texts = {
-            name: replace(features, embedding=features.embedding[:, :dims]) for name, features in self.texts.items()
+            name: replace(features, embedding=features.embedding[:, :dims])
+            for name, features in self.texts.items()
         }
-        return replace(self, image=replace(self.image, embedding=self.image.embedding[:, :dims]), texts=texts)
+        return replace(
+            self, image=replace(self.image, embedding=self.image.embedding[:, :dims]), texts=texts
+        )
 
     def in_fp32(self, features: bool) -> Outputs:
         """The same with embeddings in fp32, and with `features` maps and tokens as well."""
         image = replace(self.image, embedding=self.image.embedding.float())
-        texts = {name: replace(text, embedding=text.embedding.float()) for name, text in self.texts.items()}
+        texts = {
+            name: replace(text, embedding=text.embedding.float())
+            for name, text in self.texts.items()
+        }
         if features:
             maps = {layer: layer_map.float() for layer, layer_map in image.maps.items()}
             image = replace(image, map=image.map.float(), maps=maps)
-            texts = {name: replace(text, tokens=text.tokens.float()) for name, text in texts.items()}
+            texts = {
+                name: replace(text, tokens=text.tokens.float()) for name, text in texts.items()
+            }
         return replace(self, image=image, texts=texts)
 
     def weights(self, of: Literal["texts", "paired", "parallel", "tokens"]) -> dict[str, float]:
-        """The number of such texts in each language of the batch, divided by that in its mean part; 0: this has none.
+        """The number of such texts in each language of the batch, divided by that in its mean
+        part; 0: this has none.
 
-        With these weights the mean over parts of a loss that is a mean over texts is the loss of the whole batch.
+        With these weights the mean over parts of a loss that is a mean over texts is the loss of
+        the whole batch.
         """
         counts = self.text_counts
         means = ((name, getattr(mean, of)) for name, mean in (self.mean_counts or counts).items())
-        return {name: getattr(counts[name], of) / mean if name in counts else 0.0 for name, mean in means if mean}
+        return {
+            name: getattr(counts[name], of) / mean if name in counts else 0.0
+            for name, mean in means
+            if mean
+        }
 
     @property
     def text_counts(self) -> Mapping[str, TextCounts]:
@@ -87,19 +104,25 @@ class Outputs:
     @property
     def embeddings(self) -> dict[str, Tensor]:
         """The embeddings of texts by language and of IMAGES."""
-        return {IMAGES: self.image.embedding, **{name: features.embedding for name, features in self.texts.items()}}
+        return {
+            IMAGES: self.image.embedding,
+            **{name: features.embedding for name, features in self.texts.items()},
+        }
 
     def paired(self, language: str) -> Tensor | None:
         """Positions of the texts that belong to an image; None where all do."""
         import torch
 
-        counts, index = self.text_counts[language], self.image_index[language]
+        counts = self.text_counts[language]
+        index = self.image_index[language]
         if counts.paired == counts.texts:
             return None
         if language not in self.process_counts:
             return (index < len(self.image.embedding)).nonzero()[:, 0]
         # Of counts that the host has: no device is waited for.
-        firsts = accumulate((int(of_process.texts) for of_process in self.process_counts[language]), initial=0)
+        firsts = accumulate(
+            (int(of_process.texts) for of_process in self.process_counts[language]), initial=0
+        )
         ranges = (
             torch.arange(first, first + int(of_process.paired), device=index.device)
             for first, of_process in zip(firsts, self.process_counts[language], strict=False)
@@ -107,29 +130,43 @@ class Outputs:
         return torch.cat([*ranges])
 
     def local_rows(self, language: str, of: Literal["texts", "paired", "parallel"]) -> slice | None:
-        """This process's rows of such texts, or of the images where `language` is IMAGES; None for a single process."""
+        """This process's rows of such texts, or of the images where `language` is IMAGES; None for
+        a single process.
+        """
         from dcclip_cli.train.distributed import process_count, process_index
 
         if (processes := process_count()) == 1:
             return None
         images = [len(self.image.embedding) // processes] * processes
-        counts = [int(getattr(of_process, of)) for of_process in self.process_counts.get(language, ())]
-        first, size = sum((counts or images)[: process_index()]), (counts or images)[process_index()]
+        counts = [
+            int(getattr(of_process, of)) for of_process in self.process_counts.get(language, ())
+        ]
+        first = sum((counts or images)[: process_index()])
+        size = (counts or images)[process_index()]
         return slice(first, first + size)
 
     def in_both(self, zh: str, en: str) -> tuple[Tensor | None, Tensor | None]:
-        """Positions of the texts in one language and in the other whose image has both; None where all images do."""
+        """Positions of the texts in one language and in the other whose image has both; None where
+        all images do.
+        """
         import torch
 
-        zh_index, en_index = self.image_index[zh], self.image_index[en]
-        if self.paired(zh) is self.paired(en) is None and len(zh_index) == len(en_index) == len(self.image.embedding):
+        zh_index = self.image_index[zh]
+        en_index = self.image_index[en]
+        if self.paired(zh) is self.paired(en) is None and len(zh_index) == len(en_index) == len(
+            self.image.embedding
+        ):
             return None, None
-        return torch.isin(zh_index, en_index).nonzero()[:, 0], torch.isin(en_index, zh_index).nonzero()[:, 0]
+        return torch.isin(zh_index, en_index).nonzero()[:, 0], torch.isin(
+            en_index, zh_index
+        ).nonzero()[:, 0]
 
 
 @dataclass(frozen=True)
 class Widths:
-    """The widths that adapters join: shared space, channels of the last image map, text tower; maps by layer."""
+    """The widths that adapters join: shared space, channels of the last image map, text tower;
+    maps by layer.
+    """
 
     embedding: int
     image_map: int
@@ -159,14 +196,24 @@ class Loss(Options, ABC):
     """A loss: its options and its formula, with a weight."""
 
     kind: str
-    weight: Weight = Field(1.0, description="Weight of this loss in the sum: a number or a schedule")
-    needs: ClassVar[frozenset[Needs]] = frozenset({"pairs"})  # any one of these kinds of data is enough
+    weight: Weight = Field(
+        1.0, description="Weight of this loss in the sum: a number or a schedule"
+    )
+    needs: ClassVar[frozenset[Needs]] = frozenset(
+        {"pairs"}
+    )  # any one of these kinds of data is enough
     joint: ClassVar[bool] = False  # whether images and texts together are enough, without pairs
     trains: ClassVar[frozenset[Tower]] = frozenset()  # `trained_towers`, if no option changes them
-    reaches: ClassVar[frozenset[Tower]] = BOTH  # with a gradient, if it trains neither in every parameter
+    reaches: ClassVar[frozenset[Tower]] = (
+        BOTH  # with a gradient, if it trains neither in every parameter
+    )
     needs_teacher: ClassVar[bool] = True
-    embeddings_only: ClassVar[bool] = True  # whether it can be computed from the whole batch's embeddings alone
-    compares: ClassVar[bool] = True  # the samples of a batch with each other, so that the parts of a batch are another
+    embeddings_only: ClassVar[bool] = (
+        True  # whether it can be computed from the whole batch's embeddings alone
+    )
+    compares: ClassVar[bool] = (
+        True  # the samples of a batch with each other, so that the parts of a batch are another
+    )
 
     def problem(self, kinds: Collection[str], teachers: int) -> DcclipError | None:
         """What is wrong with this loss on data of these kinds, with so many teachers."""
@@ -174,7 +221,8 @@ class Loss(Options, ABC):
             return None
         keys = ["data.train" if kind == "pairs" else f"data.{kind}" for kind in sorted(self.needs)]
         hint = Message(
-            "set {}, or remove the loss", " or ".join([*keys, *(["data.images and data.texts"] if self.joint else [])])
+            "set {}, or remove the loss",
+            " or ".join([*keys, *(["data.images and data.texts"] if self.joint else [])]),
         )
         return DcclipError("the data contains nothing that the loss {} can use", hint, self.kind)
 
@@ -186,7 +234,9 @@ class Loss(Options, ABC):
 
     @property
     def trained_towers(self) -> frozenset[Tower]:
-        """The towers that get a gradient in every parameter from a loss on their embeddings, whatever the batch."""
+        """The towers that get a gradient in every parameter from a loss on their embeddings,
+        whatever the batch.
+        """
         return self.trains
 
     def reached_towers(self, languages: Collection[Language]) -> frozenset[Tower]:
@@ -235,12 +285,20 @@ class TeacherLoss(Loss):
     def problem(self, kinds: Collection[str], teachers: int) -> DcclipError | None:
         if self.teacher < teachers:
             return super().problem(kinds, teachers)
-        count = Message("the recipe has {}, numbered from 0", teachers) if teachers else Message("the recipe has none")
+        count = (
+            Message("the recipe has {}, numbered from 0", teachers)
+            if teachers
+            else Message("the recipe has none")
+        )
         problem = Message("the loss {} uses teacher {}, but {}", self.kind, self.teacher, count)
-        return DcclipError(problem, "add teachers to more_teachers, or use a smaller teacher number")
+        return DcclipError(
+            problem, "add teachers to more_teachers, or use a smaller teacher number"
+        )
 
     def adapters(self, student: Widths, teacher: Widths) -> dict[str, nn.Module]:
-        """Layers that are trained with the student and discarded afterwards; losses share those of the same name."""
+        """Layers that are trained with the student and discarded afterwards; losses share those of
+        the same name.
+        """
         return {}
 
     def terms(
@@ -249,7 +307,9 @@ class TeacherLoss(Loss):
         return {self.kind.rpartition(":")[2]: self(student, teachers[self.teacher], adapters)}
 
     @abstractmethod
-    def __call__(self, student: Outputs, teacher: Outputs, adapters: Mapping[str, nn.Module]) -> Tensor:
+    def __call__(
+        self, student: Outputs, teacher: Outputs, adapters: Mapping[str, nn.Module]
+    ) -> Tensor:
         """The loss, a scalar, before the weight."""
 
 
@@ -264,22 +324,34 @@ def student_layers(losses: Sequence[Loss]) -> list[int]:
 
 def layers_of(losses: Sequence[Loss], teacher: int) -> tuple[int, ...]:
     """The teacher's image layers, without the last one, whose maps some loss needs."""
-    return tuple(sorted({layer for loss in learns_from(losses, teacher) for layer in loss.teacher_layers_needed}))
+    return tuple(
+        sorted(
+            {layer for loss in learns_from(losses, teacher) for layer in loss.teacher_layers_needed}
+        )
+    )
 
 
-def mean_over_languages(weights: Mapping[str, float], loss: Callable[[str], Tensor], like: Tensor) -> Tensor:
-    """The mean of a loss over the languages of a batch, of which a part may lack some; 0 like `like` without any."""
+def mean_over_languages(
+    weights: Mapping[str, float], loss: Callable[[str], Tensor], like: Tensor
+) -> Tensor:
+    """The mean of a loss over the languages of a batch, of which a part may lack some; 0 like
+    `like` without any.
+    """
     losses = [weight * loss(language) for language, weight in weights.items() if weight]
     return sum(losses[1:], losses[0]) / len(weights) if losses else like.new_zeros(())
 
 
 def per_process(count: int, local: slice | None) -> float:
-    """The divisor of a loss's sum over `local` rows with which the mean over processes is that over all `count`."""
+    """The divisor of a loss's sum over `local` rows with which the mean over processes is that
+    over all `count`.
+    """
     from dcclip_cli.train.distributed import process_count
 
     return count if local is None else count / process_count()
 
 
 def take(values: Tensor, chosen: Tensor | slice | None) -> Tensor:
-    """The chosen rows; the very same tensor where `chosen` is None, so that gradients are summed in the same order."""
+    """The chosen rows; the very same tensor where `chosen` is None, so that gradients are summed
+    in the same order.
+    """
     return values if chosen is None else values[chosen]

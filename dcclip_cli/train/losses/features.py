@@ -1,4 +1,6 @@
-"""Losses on features inside the towers: feature maps of the image tower, token features of the text tower."""
+"""Losses on features inside the towers: feature maps of the image tower, token features of the
+text tower.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +9,15 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from dcclip_cli.errors import Message
-from dcclip_cli.train.losses.base import Needs, Outputs, TeacherLoss, Tower, Widths, mean_over_languages
+from dcclip_cli.core.errors import Message
+from dcclip_cli.train.losses.base import (
+    Needs,
+    Outputs,
+    TeacherLoss,
+    Tower,
+    Widths,
+    mean_over_languages,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -19,21 +28,28 @@ Layers = tuple[Annotated[int, Field(ge=-1000, le=1000)], ...]
 
 
 class FeatureMapLoss(TeacherLoss):
-    """SmoothL1(adapter_1x1(map_s), map_t) on the image towers' feature maps: DC-CLIP's stage 1 (arXiv 2404.11249).
+    """SmoothL1(adapter_1x1(map_s), map_t) on the image towers' feature maps: DC-CLIP's stage 1
+    (arXiv 2404.11249).
 
-    Both maps are resized to the student's grid. The paper specifies neither the teacher's scale nor the layers. With
-    `standardize`, one weight suits any teacher. The default is the last layer of both towers; `student_layers` and
-    `teacher_layers` are paired in order, and the loss is the mean over the pairs.
+    Both maps are resized to the student's grid. The paper specifies neither the teacher's scale
+    nor the layers. With `standardize`, one weight suits any teacher. The default is the last layer
+    of both towers; `student_layers` and `teacher_layers` are paired in order, and the loss is the
+    mean over the pairs.
     """
 
     kind: Literal["feature_map"] = "feature_map"
     standardize: bool = Field(
-        True, description="Standardize the teacher's channels at each position to zero mean and unit variance"
+        True,
+        description="Standardize the teacher's channels at each position to zero mean and unit variance",
     )
     student_layers: Layers = Field(
-        (-1,), min_length=1, description="Stages or blocks of the student's timm network, from 0; -1 is the last"
+        (-1,),
+        min_length=1,
+        description="Stages or blocks of the student's timm network, from 0; -1 is the last",
     )
-    teacher_layers: Layers = Field((-1,), min_length=1, description="Teacher layers for student_layers, in order")
+    teacher_layers: Layers = Field(
+        (-1,), min_length=1, description="Teacher layers for student_layers, in order"
+    )
     needs: ClassVar[frozenset[Needs]] = frozenset({"images", "pairs"})
     reaches: ClassVar[frozenset[Tower]] = frozenset({"image"})
     embeddings_only: ClassVar[bool] = False
@@ -43,7 +59,10 @@ class FeatureMapLoss(TeacherLoss):
     def _as_many_layers(self) -> Self:
         if len(self.student_layers) != len(self.teacher_layers):
             raise ValueError(
-                Message("student_layers and teacher_layers must have the same length: they are paired in order")
+                Message(
+                    "student_layers and teacher_layers must have the same length: they "
+                    "are paired in order"
+                )
             )
         return self
 
@@ -59,11 +78,15 @@ class FeatureMapLoss(TeacherLoss):
         from torch import nn
 
         return {
-            _map_name(*layers): nn.Conv2d(student.layer(layers[0]), teacher.layer(layers[1]), kernel_size=1)
+            _map_name(*layers): nn.Conv2d(
+                student.layer(layers[0]), teacher.layer(layers[1]), kernel_size=1
+            )
             for layers in zip(self.student_layers, self.teacher_layers, strict=True)
         }
 
-    def __call__(self, student: Outputs, teacher: Outputs, adapters: Mapping[str, nn.Module]) -> Tensor:
+    def __call__(
+        self, student: Outputs, teacher: Outputs, adapters: Mapping[str, nn.Module]
+    ) -> Tensor:
         from torch.nn import functional as F
 
         losses = []
@@ -80,15 +103,18 @@ class FeatureMapLoss(TeacherLoss):
 
 
 class TokenFeaturesLoss(TeacherLoss):
-    """SmoothL1(adapter(tokens_s), tokens_t) on the text towers' last layers: the text half of DC-CLIP's stage 1.
+    """SmoothL1(adapter(tokens_s), tokens_t) on the text towers' last layers: the text half of
+    DC-CLIP's stage 1.
 
-    If the tokenizers split a text differently, the teacher's tokens are interpolated to the student's number of tokens.
-    The student's pooled token learns the teacher's, wherever each of them pools (`TextFeatures.states`).
+    If the tokenizers split a text differently, the teacher's tokens are interpolated to the
+    student's number of tokens. The student's pooled token learns the teacher's, wherever each of
+    them pools (`TextFeatures.states`).
     """
 
     kind: Literal["token_features"] = "token_features"
     standardize: bool = Field(
-        True, description="Standardize the teacher's channels at each token to zero mean and unit variance"
+        True,
+        description="Standardize the teacher's channels at each token to zero mean and unit variance",
     )
     needs: ClassVar[frozenset[Needs]] = frozenset({"texts", "pairs"})
     reaches: ClassVar[frozenset[Tower]] = frozenset({"text"})
@@ -100,7 +126,9 @@ class TokenFeaturesLoss(TeacherLoss):
 
         return {"text_tokens": nn.Linear(student.text_tokens, teacher.text_tokens)}
 
-    def __call__(self, student: Outputs, teacher: Outputs, adapters: Mapping[str, nn.Module]) -> Tensor:
+    def __call__(
+        self, student: Outputs, teacher: Outputs, adapters: Mapping[str, nn.Module]
+    ) -> Tensor:
         from torch.nn import functional as F
 
         from dcclip_cli.train.distributed import mean_over_processes
@@ -122,7 +150,9 @@ def _map_name(student: int, teacher: int) -> str:
 
 
 def to_grid(image_map: Tensor, height: int, width: int) -> Tensor:
-    """A map (B, C, h, w) as (B, C, height, width): averaged to a coarser grid, interpolated to a finer one."""
+    """A map (B, C, h, w) as (B, C, height, width): averaged to a coarser grid, interpolated to a
+    finer one.
+    """
     from torch.nn import functional as F
 
     if image_map.shape[-2:] == (height, width):  # as in the teacher cache
@@ -133,9 +163,11 @@ def to_grid(image_map: Tensor, height: int, width: int) -> Tensor:
 
 
 def resample_tokens(features: TextFeatures, mask: Tensor) -> Tensor:
-    """Token features (N, L, W) interpolated along the text, row by row, to the counts and padding of `mask` (N, L').
+    """Token features (N, L, W) interpolated along the text, row by row, to the counts and padding
+    of `mask` (N, L').
 
-    First and last tokens map to first and last. Rows of equal count are unchanged. Padding repeats the last token.
+    First and last tokens map to first and last. Rows of equal count are unchanged. Padding repeats
+    the last token.
     """
     import torch
 

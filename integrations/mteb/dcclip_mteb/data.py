@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset, Features, Image, Value
 
+from dcclip_cli.core.files import cache_folder
 from dcclip_cli.eval.datasets import open_dataset
-from dcclip_cli.files import cache_folder
 from dcclip_mteb.results import NO_REVISION
 
 if TYPE_CHECKING:
@@ -39,8 +39,11 @@ class DcclipData:
         return found
 
 
-def image_rows(images: Images, indices: Sequence[int], **columns: tuple[Sequence[Any], Any]) -> Dataset:
-    """The images at these indices in a column `image`, and for each other column its values and their feature.
+def image_rows(
+    images: Images, indices: Sequence[int], **columns: tuple[Sequence[Any], Any]
+) -> Dataset:
+    """The images at these indices in a column `image`, and for each other column its values and
+    their feature.
 
     The rows are written to the cache once, in the order of the indices.
     """
@@ -51,10 +54,16 @@ def image_rows(images: Images, indices: Sequence[int], **columns: tuple[Sequence
             image = source if not isinstance(source, bytes | Path) else _cell(source)
             yield {"image": image, **{name: values[row] for name, (values, _) in columns.items()}}
 
-    about = [images.fingerprint, list(indices), {name: list(values) for name, (values, _) in columns.items()}]
+    about = [
+        images.fingerprint,
+        list(indices),
+        {name: list(values) for name, (values, _) in columns.items()},
+    ]
     return Dataset.from_generator(
         rows,
-        features=Features(image=Image(), **{name: feature for name, (_, feature) in columns.items()}),
+        features=Features(
+            image=Image(), **{name: feature for name, (_, feature) in columns.items()}
+        ),
         cache_dir=str(cache_folder() / "mteb"),
         fingerprint=hashlib.sha256(repr(about).encode()).hexdigest()[:32],
     )
@@ -62,9 +71,14 @@ def image_rows(images: Images, indices: Sequence[int], **columns: tuple[Sequence
 
 def text_rows(ids: Sequence[str], texts: Sequence[str]) -> Dataset:
     return Dataset.from_dict(
-        {"id": list(ids), "text": list(texts)}, features=Features(id=Value("string"), text=Value("string"))
+        {"id": list(ids), "text": list(texts)},
+        features=Features(id=Value("string"), text=Value("string")),
     )
 
 
 def _cell(source: bytes | Path) -> dict[str, Any]:
-    return {"bytes": source, "path": None} if isinstance(source, bytes) else {"bytes": None, "path": str(source)}
+    return (
+        {"bytes": source, "path": None}
+        if isinstance(source, bytes)
+        else {"bytes": None, "path": str(source)}
+    )

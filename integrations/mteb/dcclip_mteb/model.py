@@ -61,7 +61,9 @@ class DcclipEncoder(AbsEncoder):
         columns = inputs.dataset.column_names  # type: ignore[attr-defined]  # one of Hugging Face
         if "image" not in columns:
             texts = [text for batch in inputs for text in batch["text"]]
-            place = {text: number for number, text in enumerate(dict.fromkeys(texts))}  # equal texts, equal embeddings
+            place = {
+                text: number for number, text in enumerate(dict.fromkeys(texts))
+            }  # equal texts, equal embeddings
             return text_embeddings(self.encoder, list(place))[[place[text] for text in texts]]
         preprocessing = dict(self.encoder.preprocessing)
 
@@ -78,16 +80,19 @@ def model_meta(
     trust_remote_code: bool = False,
     **known: Any,
 ) -> ModelMeta:
-    """mteb's ModelMeta of a model that `dcclip --model` takes; mteb loads the model with DcclipEncoder.
+    """mteb's ModelMeta of a model that `dcclip --model` takes; mteb loads the model with
+    DcclipEncoder.
 
-    Facts are from the model's files, and None where these say nothing. Of a model that you publish you know more:
-    its `name` on the hub, and other fields of ModelMeta in `known`, such as `open_weights`.
-    `trust_remote_code`: code in the model's repository (FG-CLIP2) may run.
+    Facts are from the model's files, and None where these say nothing. Of a model that you publish
+    you know more: its `name` on the hub, and other fields of ModelMeta in `known`, such as
+    `open_weights`. `trust_remote_code`: code in the model's repository (FG-CLIP2) may run.
     """
     found = resolve(None if model is None else os.fspath(model))
     reference = replace(found, trust_remote_code=trust_remote_code)
     facts = model_meta_of(load_encoder(reference, "cpu", "fp32"), reference)
-    if facts["license"] not in get_args(Licenses) and not str(facts["license"]).startswith("https://"):
+    if facts["license"] not in get_args(Licenses) and not str(facts["license"]).startswith(
+        "https://"
+    ):
         facts["license"] = None
     given: dict[str, Any] = {"model": _argument(reference.kind, reference.target)}
     given |= {"trust_remote_code": True} if trust_remote_code else {}

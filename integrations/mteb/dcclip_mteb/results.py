@@ -1,7 +1,7 @@
 """Results of `dcclip eval` in mteb's form: a folder that its ResultCache reads.
 
-mteb is the Massive Text Embedding Benchmark. The tasks of this package give the same numbers for the same model and
-images.
+mteb is the Massive Text Embedding Benchmark. The tasks of this package give the same numbers for
+the same model and images.
 """
 
 import os
@@ -12,16 +12,16 @@ from typing import Any
 
 import numpy as np
 
+from dcclip_cli.core.errors import DcclipError
+from dcclip_cli.core.files import json_object, several, write_json
+from dcclip_cli.core.run_dir import RECORD
 from dcclip_cli.data import prompts
 from dcclip_cli.data.pair import Language
-from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval import registry
 from dcclip_cli.eval.result import ZERO_SHOT as ZERO_SHOT_TASK
 from dcclip_cli.eval.result import EvalResult, load_several, sha256_of
-from dcclip_cli.files import json_object, several, write_json
 from dcclip_cli.inference.encoder import Encoder, load_encoder
 from dcclip_cli.model.reference import ModelSource, resolve
-from dcclip_cli.run_dir import RECORD
 
 PathLike = str | os.PathLike[str]
 
@@ -47,14 +47,18 @@ RETRIEVAL = {"flickr30k_cn": "Flickr30kCN", "coco_cn": "COCOCN", "muge_cn": "MUG
 
 
 def tasks_of(dataset: str, language: Language) -> dict[str, str]:
-    """The mteb tasks of results on a data set, retrieval one each way: by name "image", "text" or "" to search for."""
+    """The mteb tasks of results on a data set, retrieval one each way: by name "image", "text" or
+    "" to search for.
+    """
     named, named_language = registry.find(dataset) or (None, language)
     if named is None or language != "zh" or named_language != "zh":
         return {}
     if name := ZERO_SHOT.get(named.name):
         return {f"{name}ZeroShot-zh": ""}
     if name := RETRIEVAL.get(named.name):
-        return {f"{name}T2IRetrieval": "image"} | ({f"{name}I2TRetrieval": "text"} if named.both_ways else {})
+        return {f"{name}T2IRetrieval": "image"} | (
+            {f"{name}I2TRetrieval": "text"} if named.both_ways else {}
+        )
     return {}
 
 
@@ -64,21 +68,33 @@ def write_results(
     owner: str | None = None,
     models: Sequence[PathLike] = (),
 ) -> list[str]:
-    """Write results/MODEL/REVISION/TASK.json and model_meta.json; returns a line about each result that is left out.
+    """Write results/MODEL/REVISION/TASK.json and model_meta.json; returns a line about each result
+    that is left out.
 
-    `results` are files or folders that `dcclip eval` wrote. Models that are not on the hub are OWNER/NAME; those among
-    `models`, which `dcclip --model` takes, get the facts of their files. Raises DcclipError if no result is fit.
+    `results` are files or folders that `dcclip eval` wrote. Models that are not on the hub are
+    OWNER/NAME; those among `models`, which `dcclip --model` takes, get the facts of their files.
+    Raises DcclipError if no result is fit.
     """
     rows = load_several([Path(path) for path in several(results)])
     reasons = [(row, unfit(row)) for row in rows]
-    lines = [f"left out: {row.dataset} {row.language} of {row.model}: {why}" for row, why in reasons if why]
+    lines = [
+        f"left out: {row.dataset} {row.language} of {row.model}: {why}"
+        for row, why in reasons
+        if why
+    ]
     fit = [row for row, why in reasons if not why]
     if not fit:
-        names = ", ".join(registry.name_in(registry.SETS[name], "zh") for name in (*ZERO_SHOT, *RETRIEVAL))
+        names = ", ".join(
+            registry.name_in(registry.SETS[name], "zh") for name in (*ZERO_SHOT, *RETRIEVAL)
+        )
         problem = f"no result belongs to an mteb task ({lines[0] if lines else 'no results'})"
-        raise DcclipError("{}", "evaluate a Chinese data set that has an mteb task: {}", problem, names)
+        raise DcclipError(
+            "{}", "evaluate a Chinese data set that has an mteb task: {}", problem, names
+        )
 
-    facts: dict[str, dict[str, Any]] = {}  # by the fingerprint of the weights, without the precision measured
+    facts: dict[
+        str, dict[str, Any]
+    ] = {}  # by the fingerprint of the weights, without the precision measured
     for model in models:
         reference = resolve(os.fspath(model))
         encoder = load_encoder(reference, "cpu", "fp32")
@@ -104,14 +120,24 @@ def weights_of(fingerprint: str) -> str:
 
 def task_result(result: EvalResult, task: str, target: str) -> dict[str, Any]:
     """mteb's TaskResult as JSON, with those of its scores that dcclip measures."""
-    scores = {MAIN_SCORES[name]: value for name, value in result.metrics.items() if name in MAIN_SCORES}
-    if target:  # what the rank of the first right one decides: hit rates, which CLIP's papers call recall, and MRR
+    scores = {
+        MAIN_SCORES[name]: value for name, value in result.metrics.items() if name in MAIN_SCORES
+    }
+    # what the rank of the first right one decides: hit rates, which CLIP's papers call recall, and
+    # MRR
+    if target:
         ranks = result.detail(f"{target}_ranks")
         assert ranks is not None
         ranks = ranks.astype(np.int64)
         scores = {f"hit_rate_at_{k}": float(np.mean(ranks < k)) for k in KS}
-        scores |= {f"mrr_at_{k}": float(np.mean(np.where(ranks < k, 1 / (ranks + 1), 0))) for k in KS}
-    attributes = {"hf_subset": "default", "languages": LANGUAGES, "main_score": scores[MAIN_SCORES[result.metric]]}
+        scores |= {
+            f"mrr_at_{k}": float(np.mean(np.where(ranks < k, 1 / (ranks + 1), 0))) for k in KS
+        }
+    attributes = {
+        "hf_subset": "default",
+        "languages": LANGUAGES,
+        "main_score": scores[MAIN_SCORES[result.metric]],
+    }
     return {
         "dataset_revision": NO_REVISION,
         "task_name": task,
@@ -135,13 +161,18 @@ def unfit(result: EvalResult) -> str:
         class_texts = prompts.read(registry.prompts_of(dataset))
         if result.task != ZERO_SHOT_TASK:
             return "not zero-shot classification"
-        names, templates = sha256_of(class_texts.names[language]), sha256_of(class_texts.templates[language])
+        names, templates = (
+            sha256_of(class_texts.names[language]),
+            sha256_of(class_texts.templates[language]),
+        )
         if result.class_names_sha256 != names or result.templates_sha256 != templates:
             return "class names or prompts differ from those of this version"
     if result.corrupt:
         return f"{len(result.corrupt):,} unreadable images"
     if result.replaced:
-        pairs = ", ".join(f"{name} as {alternate}" for name, alternate in list(result.replaced.items())[:3])
+        pairs = ", ".join(
+            f"{name} as {alternate}" for name, alternate in list(result.replaced.items())[:3]
+        )
         return f"{len(result.replaced)} class names are replaced, unlike in mteb ({pairs})"
     return "classes with the same embedding, whose order decides in mteb" if result.lost else ""
 
@@ -178,18 +209,23 @@ def model_meta(name: str, fingerprint: str, owner: str | None = None) -> dict[st
     }
 
 
-def model_meta_of(model: Encoder, reference: ModelSource, owner: str | None = None) -> dict[str, Any]:
+def model_meta_of(
+    model: Encoder, reference: ModelSource, owner: str | None = None
+) -> dict[str, Any]:
     """The fields of ModelMeta for a loaded model, None for all that its files do not say."""
     from safetensors import safe_open
 
     folder = reference.path if reference.kind != "open_clip" and reference.path.is_dir() else None
     record, card = (folder / RECORD, folder / "README.md") if folder else (None, None)
     languages, license, sizes = None, None, []
-    if record and record.is_file():  # dcclip made it: a bundle lists them, and every model that it trains knows both
+    if (
+        record and record.is_file()
+    ):  # dcclip made it: a bundle lists them, and every model that it trains knows both
         languages = json_object(record.read_text("utf-8"), str(record), "").get("languages", _ISO)
     for file in folder.glob("*.safetensors") if folder else ():
         with safe_open(file, "np") as weights:
-            shapes = [weights.get_slice(name).get_shape() for name in weights.keys() if name.endswith(_EMBEDDINGS)]  # noqa: SIM118
+            names = [name for name in weights.keys() if name.endswith(_EMBEDDINGS)]  # noqa: SIM118
+            shapes = [weights.get_slice(name).get_shape() for name in names]
         sizes += [rows * width for rows, width in shapes]
     if card and card.is_file():
         head = re.match(r"---\n(.*?)\n---\n", card.read_text("utf-8", "replace"), re.S)

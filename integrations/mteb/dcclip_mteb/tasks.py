@@ -10,7 +10,7 @@ import mteb
 from mteb.abstasks.abstask import AbsTask
 from mteb.abstasks.task_metadata import TaskMetadata
 
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.core.errors import DcclipError
 from dcclip_cli.eval import registry
 from dcclip_cli.eval.registry import KnownSet
 from dcclip_mteb.results import LANGUAGES, MAIN_SCORES, NO_REVISION, RETRIEVAL, ZERO_SHOT, tasks_of
@@ -101,7 +101,15 @@ def _same_images(known: KnownSet) -> dict[str, Any]:
     if known.name == "kitti_distance":
         return dict(_KITTI)
     base = mteb.get_task(_SAME_IMAGES.get(known.name, f"{ZERO_SHOT[known.name]}ZeroShot")).metadata
-    shared = ("reference", "date", "domains", "task_subtypes", "license", "annotations_creators", "bibtex_citation")
+    shared = (
+        "reference",
+        "date",
+        "domains",
+        "task_subtypes",
+        "license",
+        "annotations_creators",
+        "bibtex_citation",
+    )
     return {name: getattr(base, name) for name in shared} | {"adapted_from": [base.name]}
 
 
@@ -109,7 +117,8 @@ def _zero_shot(known: KnownSet) -> type[ZeroShotZh]:
     [name] = tasks_of(registry.name_in(known, "zh"), "zh")
     metadata = TaskMetadata(
         name=name,
-        description=f"Zero-shot classification of {known.label} by Chinese class names, each in several templates.",
+        description=f"Zero-shot classification of {known.label} by Chinese class names, each in "
+        f"several templates.",
         dataset=_dataset(known),
         type="ZeroShotClassification",
         category="i2t",
@@ -122,7 +131,11 @@ def _zero_shot(known: KnownSet) -> type[ZeroShotZh]:
         sample_creation="created",
         **_same_images(known),
     )
-    own = {"metadata": metadata, "dataset_name": registry.name_in(known, "zh"), "__doc__": metadata.description}
+    own = {
+        "metadata": metadata,
+        "dataset_name": registry.name_in(known, "zh"),
+        "__doc__": metadata.description,
+    }
     return type(name.replace("-", ""), (ZeroShotZh,), own)
 
 
@@ -147,7 +160,11 @@ def _retrieval(known: KnownSet) -> list[type[RetrievalZh]]:
             dialect=[],
             **_CAPTIONS[known.name],
         )
-        own = {"metadata": metadata, "dataset_name": registry.name_in(known, "zh"), "__doc__": metadata.description}
+        own = {
+            "metadata": metadata,
+            "dataset_name": registry.name_in(known, "zh"),
+            "__doc__": metadata.description,
+        }
         classes.append(type(name, (RetrievalZh,), own))
     return classes
 
@@ -159,8 +176,12 @@ _CLASSES: list[type[AbsTask]] = [
 TASKS: dict[str, type[AbsTask]] = {task.metadata.name: task for task in _CLASSES}
 
 
-def get_tasks(names: Iterable[str] | None = None, data_root: Path | str | None = None) -> list[AbsTask]:
-    """The tasks of these names, or all, on the data sets in DATA_ROOT/NAME/ or, without a root, of the hub."""
+def get_tasks(
+    names: Iterable[str] | None = None, data_root: Path | str | None = None
+) -> list[AbsTask]:
+    """The tasks of these names, or all, on the data sets in DATA_ROOT/NAME/ or, without a root, of
+    the hub.
+    """
     chosen = list(TASKS if names is None else names)
     for name in chosen:
         if name not in TASKS:

@@ -1,7 +1,8 @@
 """Zero-shot classification of images in Chinese, as tasks of mteb.
 
-mteb compares an image with one text for each class. CLIP's zero-shot classifier has several, one for each template, and
-takes the mean of their embeddings: these tasks do that inside the model that they give to mteb.
+mteb compares an image with one text for each class. CLIP's zero-shot classifier has several, one
+for each template, and takes the mean of their embeddings: these tasks do that inside the model
+that they give to mteb.
 """
 
 from __future__ import annotations
@@ -51,7 +52,9 @@ class ZeroShotZh(DcclipData, AbsTaskZeroShotClassification):
 
     def get_candidate_labels(self) -> list[str]:
         """For each class its name in every template."""
-        return [text for name in self._classes.names for text in fill(self._classes.templates, name)]
+        return [
+            text for name in self._classes.names for text in fill(self._classes.templates, name)
+        ]
 
     def _evaluate_subset(self, model: EncoderProtocol, data_split: Dataset, **more: Any) -> Any:
         ensemble = TemplateEnsemble(model, len(self._classes.templates), self._opened.transform)
@@ -67,7 +70,9 @@ class ZeroShotZh(DcclipData, AbsTaskZeroShotClassification):
 
 
 class TemplateEnsemble(AbsEncoder):
-    """A model that embeds a class as the mean over its templates, and images as its data set requires."""
+    """A model that embeds a class as the mean over its templates, and images as its data set
+    requires.
+    """
 
     def __init__(self, model: EncoderProtocol, templates: int, transform: ImageTransform) -> None:
         self.model, self._templates, self._transform = model, templates, transform
@@ -81,7 +86,9 @@ class TemplateEnsemble(AbsEncoder):
         return class_means(units, [self._templates] * (len(units) // self._templates))
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> np.ndarray:
-        """(N, C) probabilities of classes for images, as mteb's, in double precision: in single, many are equal."""
+        """(N, C) probabilities of classes for images, as mteb's, in double precision: in single,
+        many are equal.
+        """
         return softmax_of(_SCALE * _array(embeddings1) @ _array(embeddings2).T)
 
     def _images(self, inputs: Any, **more: Any) -> np.ndarray:
@@ -89,7 +96,9 @@ class TemplateEnsemble(AbsEncoder):
             return _array(self.model.encode(inputs, **more))
         if isinstance(self.model, DcclipEncoder):  # which knows its input size: resized once
             return self.model.encode(inputs, transform=self._transform, **more)
-        changed = inputs.dataset.map(lambda row: {"image": self._transform(row["image"].convert("RGB"), {})})
+        changed = inputs.dataset.map(
+            lambda row: {"image": self._transform(row["image"].convert("RGB"), {})}
+        )
         loader = type(inputs)(changed, batch_size=inputs.batch_size, collate_fn=inputs.collate_fn)
         return _array(self.model.encode(loader, **more))
 
@@ -105,9 +114,13 @@ def _rows(found: DataSet) -> Dataset:
 
 
 def _map11(probabilities: np.ndarray, truth: np.ndarray) -> float:
-    """The mean of Pascal VOC 2007's 11-point average precision over the classes; mteb has no such metric."""
+    """The mean of Pascal VOC 2007's 11-point average precision over the classes; mteb has no such
+    metric.
+    """
     classes = range(truth.shape[1])
-    return float(np.mean([average_precision_11(probabilities[:, one], truth[:, one]) for one in classes]))
+    return float(
+        np.mean([average_precision_11(probabilities[:, one], truth[:, one]) for one in classes])
+    )
 
 
 def _array(embeddings: Any) -> np.ndarray:

@@ -1,0 +1,1 @@
+"""What every part uses: files, errors, text, the machine, processes and progress."""
