@@ -87,7 +87,8 @@ def _auto_means_fp32() -> Iterator[None]:
 @pytest.fixture(autouse=True, scope="session")
 def _imported_once() -> Iterator[None]:
     """The process that workers are forked from imports what any test needs, whichever test starts it."""
-    preload, models = processes.preload, ("open_clip", "transformers.models.altclip.modeling_altclip")
+    preload = processes.preload
+    models = ("open_clip", "transformers.models.altclip.modeling_altclip")
     imports = ("dcclip_cli.train.estimate", *models, *curation.IMPORTS)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(processes, "preload", lambda _: preload(imports))
@@ -131,7 +132,8 @@ def build_once(tmp_path_factory: pytest.TempPathFactory) -> Build:
     root.mkdir(exist_ok=True)
 
     def build(name: str, fill: Callable[[Path], object]) -> Path:
-        folder, complete = root / name, root / f"{name} is complete"
+        folder = root / name
+        complete = root / f"{name} is complete"
         with FileLock(root / f"{name}.lock"):
             if not complete.exists():
                 shutil.rmtree(folder, ignore_errors=True)
@@ -346,10 +348,8 @@ def points(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    zh, en = (
-        [[word, f"一张{word}的照片"] for word in SHAPES.values()],
-        [[word, f"a photo of a {word}"] for word in SHAPES],
-    )
+    zh = [[word, f"一张{word}的照片"] for word in SHAPES.values()]
+    en = [[word, f"a photo of a {word}"] for word in SHAPES]
     table = pa.table({"key": list(SHAPES), "embedding": np.eye(8, 16).tolist(), "zh": zh, "en": en})
     file = tmp_path_factory.mktemp("points") / "points.parquet"
     pq.write_table(table, file)
@@ -367,7 +367,8 @@ def model_folder(pairs_file: Path, build_once: Build) -> Path:
     from dcclip_cli.train.trainer import train_stage
 
     def train(folder: Path) -> None:
-        data, student = DataOptions(train=str(pairs_file)), StudentOptions.model_validate(STUDENT)
+        data = DataOptions(train=str(pairs_file))
+        student = StudentOptions.model_validate(STUDENT)
         options = AlignOptions(start="scratch", steps=2, batch_size=8, warmup_steps=0, workers=0)
         train_stage(Stage(options, RunDir(folder / "tiny"), data, student_options=student))
 
@@ -398,5 +399,6 @@ def bundle_folder(model_folder: Path, build_once: Build) -> Path:
     from dcclip_cli.exporters.export import ExportOptions, export
     from dcclip_cli.model.reference import resolve
 
-    model, options = resolve(str(model_folder)), ExportOptions()
+    model = resolve(str(model_folder))
+    options = ExportOptions()
     return build_once("bundles", lambda folder: export(options=options, model=model, out=folder / "tiny")) / "tiny"

@@ -31,7 +31,9 @@ class CoveringArray:
     """
 
     def __init__(self, table: Table, rules: Sequence[Row], dangerous: Mapping[str, str]) -> None:
-        self.table, self.rules, self._dangerous = table, rules, dangerous
+        self.table = table
+        self.rules = rules
+        self._dangerous = dangerous
 
     def follows_rules(self, row: Row, broken: Row | None = None) -> bool:
         """Whether a row, or the first values of one, breaks no rule but `broken`."""

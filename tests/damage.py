@@ -9,7 +9,8 @@ KINDS = ("cut", "emptied", "folder", "pipe", "loop")  # which header and size te
 
 def damage(path: Path, kind: str, seed: object = 0) -> None:
     """Flip a bit anywhere in a file, cut it anywhere, or put something else in its place."""
-    content, chance = path.read_bytes(), random.Random(f"{kind} {seed}")
+    content = path.read_bytes()
+    chance = random.Random(f"{kind} {seed}")
     flipped = bytearray(content)
     flipped[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
     contents = {"flipped": bytes(flipped), "cut": content[: chance.randrange(len(content))], "emptied": b""}

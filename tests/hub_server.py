@@ -32,7 +32,8 @@ class Hub(ThreadingHTTPServer):
 
     def __init__(self, root: Path) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.root, self.lock = root, Lock()
+        self.root = root
+        self.lock = Lock()
         self.faults: list[tuple[str, int, str]] = []
         self.asked: list[str] = []  # METHOD PATH of each request
         self.url = f"http://127.0.0.1:{self.server_port}"
@@ -74,7 +75,10 @@ def serving(root: Path) -> Iterator[Hub]:
 class _Refused(Exception):
     def __init__(self, status: int, message: str, code: str = "", **more: str) -> None:
         super().__init__(message)
-        self.status, self.message, self.code, self.more = status, message, code, more
+        self.status = status
+        self.message = message
+        self.code = code
+        self.more = more
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -92,7 +96,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         target = urlsplit(self.path)
-        path, self.query = unquote(target.path), parse_qs(target.query)
+        path = unquote(target.path)
+        self.query = parse_qs(target.query)
         request = f"{self.command} {path}"
         self.server.asked.append(request)
         try:
@@ -181,7 +186,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def preupload(self, body: bytes, repository: str, revision: str) -> None:
         self._may_write(repository.partition("/")[0])
-        folder, files = self._files(repository, revision), []
+        folder = self._files(repository, revision)
+        files = []
         for entry in json.loads(body)["files"]:
             large = entry["size"] > 100_000 or entry["path"].endswith((".safetensors", ".onnx"))
             target = folder / entry["path"]

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 SPECIALS = ["<s>", "<pad>", "</s>", "<unk>"]  # XLM-R's, ids 0 to 3; <mask> is the last piece
-CLIP_MEAN, CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
+CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
+CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
 COMMON = "的一是在不了有和人这中大为上个国我以要他时来用们生到作地于出就分对成会可主发年动同工也能下过子说产种"
 WORDS = ("a", "an", "photo", "picture", "of", "the", "in", "on", "with", "cat", "dog", "red", "two", "horses", "very")
 
@@ -71,8 +72,15 @@ def siglip_tokenizer(folder: Path, size: int) -> None:
         score = 0.0 if piece in kinds else -4.0 - 10 * index / size
         model.pieces.add(piece=piece, score=score, type=kinds.get(piece, 1))
     spec = model.trainer_spec
-    spec.model_type, spec.vocab_size, spec.pad_id, spec.eos_id, spec.unk_id, spec.bos_id = 1, size, 0, 1, 2, -1
-    spec.pad_piece, spec.eos_piece, spec.unk_piece = "<pad>", "</s>", "<unk>"
+    spec.model_type = 1
+    spec.vocab_size = size
+    spec.pad_id = 0
+    spec.eos_id = 1
+    spec.unk_id = 2
+    spec.bos_id = -1
+    spec.pad_piece = "<pad>"
+    spec.eos_piece = "</s>"
+    spec.unk_piece = "<unk>"
     (folder / "spiece.model").write_bytes(model.SerializeToString())
     names = {"eos_token": "</s>", "pad_token": "</s>", "unk_token": "<unk>", "processor_class": "CLIPProcessor"}
     config = {"do_lower_case": True, "model_max_length": 64, "sp_model_kwargs": {}}
@@ -118,7 +126,8 @@ def tower(**more: Any) -> dict[str, Any]:
 def altclip(folder: Path) -> None:
     from transformers import AltCLIPConfig, AltCLIPModel
 
-    size, shared = 400, 16
+    size = 400
+    shared = 16
     ids = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
     text = tower(vocab_size=size, max_position_embeddings=514, type_vocab_size=1, project_dim=shared, **ids)
     vision = tower(image_size=32, patch_size=8, projection_dim=shared, hidden_act="quick_gelu")
@@ -214,7 +223,8 @@ def embeddinggemma2(folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(
         folder, padding_side="left", extra_special_tokens={f"{name}_token": token for name, token in named.items()}
     )
-    images, sound = Gemma4ImageProcessorPil(patch_size=8, max_soft_tokens=70), Gemma4AudioFeatureExtractor()
+    images = Gemma4ImageProcessorPil(patch_size=8, max_soft_tokens=70)
+    sound = Gemma4AudioFeatureExtractor()
     processor = EmbeddingGemma2Processor(sound, images, tokenizer, EmbeddingGemma2VideoProcessor())
     processor.save_pretrained(folder)
     ids = {f"{name}_token_id": tokenizer.convert_tokens_to_ids(token) for name, token in named.items()}

@@ -64,7 +64,8 @@ def test_a_page_s_links_lead_to_files_its_recipes_load_and_its_options_exist(pag
 
 
 def test_every_page_is_reached_from_the_readmes() -> None:
-    reached, to_visit = set[Path](), [ROOT / page for page in READMES]
+    reached = set[Path]()
+    to_visit = [ROOT / page for page in READMES]
     while to_visit:
         page = to_visit.pop().resolve()
         if page not in reached and page.suffix == ".md":
@@ -163,7 +164,8 @@ SHOWN = [page for page in PAGES if page.match("*.zh.md")]
 
 @pytest.mark.parametrize("page", SHOWN, ids=lambda page: page.name)
 def test_a_chinese_page_links_to_chinese_pages_and_shows_no_english_message(page: Path) -> None:
-    text, english = page.read_text("utf-8"), page.name.replace(".zh.md", ".md")
+    text = page.read_text("utf-8")
+    english = page.name.replace(".zh.md", ".md")
     links = [link for link in _LINK.findall(text) if link.endswith(".md") and Path(link).name != english]
     assert [link for link in links if (page.parent / link).with_suffix(".zh.md").exists()] == []
     ids = {str(entry.id) for entry in messages.read() if entry.id and entry.string != entry.id}

@@ -77,13 +77,15 @@ def test_a_call_gives_its_template_all_fields_and_no_field_is_a_brace_written_on
     for file in sorted((ROOT / "dcclip_cli").rglob("*.py")):
         for call, name in _calls(ast.parse(file.read_text("utf-8"))):
             texts = call.args[: messages.CALLS.get(name, 0)]
-            values, named = call.args[len(texts) :], {keyword.arg for keyword in call.keywords}
+            values = call.args[len(texts) :]
+            named = {keyword.arg for keyword in call.keywords}
             named.discard("status")  # of RefusedError
             literals = [str(text.value) if isinstance(text, ast.Constant) else "" for text in texts]
             if None in named or any(isinstance(part, ast.Starred | ast.Subscript) for part in call.args[:1] + values):
                 continue  # the values are in a mapping or list, or the template in a table
             if texts and (values or named or file not in sources):
-                used, first = set[str](), 0
+                used = set[str]()
+                first = 0
                 for text in literals:
                     fields = {re.split("[.!:]", field)[0] for field in _fields(text)}
                     used |= {str(first + int(field)) if field.isdecimal() else field for field in fields}

@@ -22,7 +22,9 @@ class Page(HTMLParser):
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        self.anchors, self.links, self.fetched = set[str](), set[str](), set[str]()
+        self.anchors = set[str]()
+        self.links = set[str]()
+        self.fetched = set[str]()
         self.feed(path.read_text("utf-8"))
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:

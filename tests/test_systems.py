@@ -69,7 +69,8 @@ def test_the_commands_work(system: str, tmp_path: Path, whole_recipe: dict[str, 
     collected = {"collect": {"sources": sources, "filters": [{"kind": "image"}], "shard_size": 20}}
     recipe = whole_recipe | collected | {"data": {"train": "collect"}}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe, allow_unicode=True), "utf-8")
-    commands, bundle = [["collect", "recipe.yaml", "--workers", "2", "-q"]], ["--model", "runs/一生/export", "-q"]
+    commands = [["collect", "recipe.yaml", "--workers", "2", "-q"]]
+    bundle = ["--model", "runs/一生/export", "-q"]
     if system == "windows":  # training needs no process on either; the first export, which is replaced, traces nothing
         commands += [
             ["run", "recipe.yaml", "--set", "export.format=open_clip"],
@@ -101,7 +102,8 @@ def test_chinese_is_printed_in_an_encoding_of_windows(encoding: str) -> None:
 
 @pytest.mark.parametrize("system", ["windows", "docker", "dcclip", "immich", "systemd"])
 def test_the_server_answers_as_the_files_of_the_repository_start_it(system: str, tmp_path: Path) -> None:
-    dockerfile, nas = (ROOT / "Dockerfile").read_text("utf-8"), ROOT / "integrations/nas"
+    dockerfile = (ROOT / "Dockerfile").read_text("utf-8")
+    nas = ROOT / "integrations/nas"
     [extras] = re.findall(r"pip install .*/src\[([\w,]+)\]", dockerfile)
     settings = environment(system) if system == "windows" else installed.environment(extras.split(","))
     command = json.loads(re.findall("^ENTRYPOINT (.+)", dockerfile, re.M)[0])
@@ -132,7 +134,8 @@ def test_the_server_answers_as_the_files_of_the_repository_start_it(system: str,
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
 def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
-    unit, file = (ROOT / "integrations/nas/dcclip.service").read_text("utf-8"), tmp_path / "dcclip.service"
+    unit = (ROOT / "integrations/nas/dcclip.service").read_text("utf-8")
+    file = tmp_path / "dcclip.service"
     file.write_text(unit.replace("/opt/dcclip/bin/dcclip", sys.executable), "utf-8")
     done = subprocess.run(["systemd-analyze", "verify", file], capture_output=True, encoding="utf-8")
     assert (done.returncode, done.stderr) == (0, "")

@@ -12,7 +12,9 @@ def film(file: Any, pictures: Sequence[Image.Image], codec: str = "mpeg4", kind:
 
     with av.open(file, "w", format=kind or None) as container:
         stream: Any = container.add_stream(codec, rate=10)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.width = 64
+        stream.height = 48
+        stream.pix_fmt = "yuv420p"
         for number in range(30 * len(pictures)):
             frame = av.VideoFrame.from_image(pictures[number // 30].convert("RGB").resize((64, 48)))
             frame.pts = number

@@ -12,7 +12,8 @@ from tests.cli.conftest import dcclip
 from tests.images import png_header
 
 ROOT = Path(__file__).parents[2]
-RECIPE, SAMPLE = ROOT / "recipes" / "quickstart.yaml", ROOT / "recipes" / "collect-sample.yaml"
+RECIPE = ROOT / "recipes" / "quickstart.yaml"
+SAMPLE = ROOT / "recipes" / "collect-sample.yaml"
 UNSEEN = ROOT / "recipes" / "quickstart" / "unseen.parquet"
 COMMANDS: dict[str, list[object]] = {
     "run": ["run", RECIPE, "--out"],

@@ -115,7 +115,8 @@ WRONG += ["export", "export --out", "embed", "embed a.png --text x", "embed a.pn
 
 @pytest.mark.parametrize("line", WRONG)
 def test_wrong_usage_exits_with_2_and_names_the_commands_help(line: str) -> None:
-    result, command = dcclip(*line.split()), "" if line == "nope" else f" {line.split()[0]}"
+    result = dcclip(*line.split())
+    command = "" if line == "nope" else f" {line.split()[0]}"
     assert result.exit_code == 2 and f"Try 'dcclip{command} -h' for help." in result.stderr
 
 

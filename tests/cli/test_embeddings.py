@@ -23,7 +23,8 @@ class Embeddings:
     """The embeddings that `embed` writes of twelve drawn pictures and five photographs, and of names."""
 
     def __init__(self, model: str | Path, names: dict[str, str], pairs: list[Pair], folder: Path) -> None:
-        self.model, self.folder = model, folder / "图片"
+        self.model = model
+        self.folder = folder / "图片"
         self.texts = [*names, *names.values(), "something", "东西", UNKNOWN]
         contents = {f"{pair.key}  图.png": pair.image for pair in pairs[:12]}
         contents |= {photo.name: photo.read_bytes() for photo in PHOTOS.glob("*.jpg")}
@@ -35,7 +36,8 @@ class Embeddings:
         assert (folder / "images.txt").read_text("utf-8").splitlines() == self.paths
         options = [option for text in self.texts for option in ("--text", text)]
         dcclip("embed", *options, "--model", model, "--out", folder / "texts.npy", "-q")
-        self.images, vectors = np.load(folder / "images.npy"), np.load(folder / "texts.npy")
+        self.images = np.load(folder / "images.npy")
+        vectors = np.load(folder / "texts.npy")
         self.of_text = dict(zip(self.texts, vectors, strict=True))
 
     def run(self, command: str, *options: object) -> Any:
@@ -60,7 +62,8 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 def test_search_ranks_by_the_cosine_with_what_is_added_and_subtracted(
     embeddings: Embeddings, added: list[int], subtracted: list[int], image: int, dims: int | None
 ) -> None:
-    options, vectors = list[object](), list[np.ndarray]()
+    options = list[object]()
+    vectors = list[np.ndarray]()
     for option, sign, numbers in (("--text", 1, added), ("--not", -1, subtracted)):
         for text in (embeddings.texts[number] for number in numbers):
             options += [option, text]
@@ -80,7 +83,8 @@ def test_search_ranks_by_the_cosine_with_what_is_added_and_subtracted(
 def test_predict_gives_probabilities_and_says_which_labels_are_unknown(
     embeddings: Embeddings, multi_label: bool
 ) -> None:
-    scale, labels = load(embeddings.model).logit_scale, embeddings.texts
+    scale = load(embeddings.model).logit_scale
+    labels = embeddings.texts
     logits = scale * embeddings.images @ np.stack([*embeddings.of_text.values()]).T
     odds = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     if multi_label:  # against "something" in the language of the label

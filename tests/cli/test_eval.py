@@ -78,7 +78,8 @@ def test_an_image_that_cannot_be_read_ends_eval_with_1_unless_a_part_is_accepted
     shared = ["eval", "--dataset", "mnist", "--data-root", mnist, "--model", model_folder, "--quiet"]
     shared += ["--task", "probe", "--shots", "1"] if folder == "train" else []
     refused = dcclip(*shared, "--out", str(tmp_path / "out"), expect=1)
-    title, error = refused.stdout.splitlines()[0], "error: the results lack 1 unreadable images: "
+    title = refused.stdout.splitlines()[0]
+    error = "error: the results lack 1 unreadable images: "
     assert title.endswith("(excluding 1 unreadable images)")
     assert refused.stderr.startswith(f"{error}mnist: {'train ' * (folder == 'train')}alpha_3/1.png (")
     assert "--partial all" in refused.stderr

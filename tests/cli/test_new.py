@@ -50,7 +50,8 @@ def test_a_recipe_of_each_kind_of_data_passes_check_and_says_what_it_takes(
     file = Path("我的-clip.yaml")
     done = dcclip("new", file, "--yes", "--data", data[kind].relative_to(Path.cwd()), "--teacher", altclip_folder)
     assert done.stdout == f"{file}\n" and "warning" not in done.stderr
-    text, loaded = file.read_text("utf-8"), load(file)
+    text = file.read_text("utf-8")
+    loaded = load(file)
     assert loaded.recipe.name == "我的-clip" and recipes.choose_data(str(data[kind])).kind == kind
     stages = {"photos": ("distill",), "pairs": ("distill", "align")}.get(kind, ("collect", "distill", "align"))
     assert loaded.recipe.stages == (*stages, "export")

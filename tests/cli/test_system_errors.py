@@ -71,7 +71,8 @@ def test_files_in_place_of_folders_and_the_reverse_are_told_apart(tmp_path: Path
         with atomic_file(tmp_path / ("长" * 84)) as temporary:
             temporary.write_text("{}")
 
-    file, loop = tmp_path / "文件 file", tmp_path / "loop"
+    file = tmp_path / "文件 file"
+    loop = tmp_path / "loop"
     file.write_text("")
     loop.symlink_to(loop)
     cases: dict[str, Callable[[], object]] = {

@@ -65,7 +65,8 @@ def test_labels_become_tags_in_sidecars_of_all_folders_and_undo_removes_them(pic
     for options in (["--threshold", 0.34], ["--multi-label", "--top-k", 1], [], ["--threshold", 1]):
         rows = json.loads(dcclip(*ask, *options, "--json").stdout)
         for row in rows:
-            sidecar, labels = Path(f"{row['image']}.xmp"), [label["label"] for label in row["labels"]]
+            sidecar = Path(f"{row['image']}.xmp")
+            labels = [label["label"] for label in row["labels"]]
             written = sidecar.read_text("utf-8") if sidecar.exists() else ""
             assert all(written.count(f"<rdf:li>{label}</rdf:li>") == 5 * (label in labels) for label in ("红", "green"))
             assert options or all(label["probability"] >= 0.5 for label in row["labels"])
@@ -85,7 +86,8 @@ def test_labels_become_tags_in_sidecars_of_all_folders_and_undo_removes_them(pic
 
 
 def test_search_shows_the_nearest_in_a_table_json_and_a_page(pictures: list[Path], tmp_path: Path) -> None:
-    folder, page = pictures[0].parent, tmp_path / "page.html"
+    folder = pictures[0].parent
+    page = tmp_path / "page.html"
     table = dcclip("search", "红色的圆", folder, "--top-k", 3, "--html", page)
     assert "5 images, 5 of them newly embedded" in table.stderr
     hits = json.loads(dcclip("search", "红色的圆", folder, "--top-k", 3, "--json", "-q").stdout)
@@ -142,9 +144,12 @@ def test_a_video_is_shown_with_its_time_and_an_extra_is_named_where_it_cannot_be
     pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("av", reason="av is not installed")
-    folder, page, video = pictures[0].parent, tmp_path / "page.html", pictures[0].with_name("假日 #1.mp4")
+    folder = pictures[0].parent
+    page = tmp_path / "page.html"
+    video = pictures[0].with_name("假日 #1.mp4")
     film(str(video), [Image.open(path) for path in pictures[2:]])
-    query, labels = ("search", "--image", f"{video}#t=4.5", folder), ("--labels", "红,green")
+    query = ("search", "--image", f"{video}#t=4.5", folder)
+    labels = ("--labels", "红,green")
     table = dcclip(*query, "--html", page, "--dims", 8)
     assert "6 images, 6 of them newly embedded" in table.stderr and " @ 0:0" in table.stdout
     [hit] = json.loads(dcclip(*query, "--json", "--top-k", 1, "-q").stdout)
@@ -185,7 +190,8 @@ def test_duplicates_are_copies_and_bursts_across_folders_and_a_second_look_embed
                 save(moved, f"手机/连拍{shot}.jpg", "12:00:06", f"{3 * shot}0")
             save(moved.resize((width // 2, height // 2)), "手机/连拍 small.jpg", "12:00:06", "90")
     (folders[0] / "坏.jpg").write_bytes(b"broken")
-    page, command = tmp_path / "page.html", ("search", "--duplicates", *folders, "--model", "starter")
+    page = tmp_path / "page.html"
+    command = ("search", "--duplicates", *folders, "--model", "starter")
     ran = dcclip(*command, "--json", "--html", page)
     groups = [[Path(photo["image"]).stem for photo in group] for group in json.loads(ran.stdout)["copies"]]
     assert groups == [["连拍3", "连拍 small"], *(["0", "c0", "小0"], ["1", "c1", "小1"], ["2", "c2", "小2"])]
@@ -208,7 +214,8 @@ def test_embed_writes_rows_and_their_names(pictures: list[Path], tmp_path: Path)
     assert not out.parent.exists()
     pictures[1].write_bytes(b"broken")
     assert dcclip("embed", *pictures, "--out", out, "-q", expect=1).stdout == f"{out}\n"
-    rows, names = np.load(out), (tmp_path / "新" / "图.txt").read_text("utf-8").splitlines()
+    rows = np.load(out)
+    names = (tmp_path / "新" / "图.txt").read_text("utf-8").splitlines()
     assert rows.shape == (4, 16) and rows.dtype == np.float32
     assert names == [str(path) for path in pictures if path != pictures[1]]
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-6)
@@ -229,7 +236,8 @@ def test_embed_takes_texts_and_writes_parquet(tmp_path: Path) -> None:
 
 
 def test_bench_measures_models_next_to_each_other(pictures: list[Path], bundle: Path) -> None:
-    folder, labels = pictures[0].parent, "猫,dog,汽车"
+    folder = pictures[0].parent
+    labels = "猫,dog,汽车"
     done = dcclip("bench", "starter", bundle, "--images", folder, "--labels", labels, "--json")
     starter, small = json.loads(done.stdout)
     assert starter["parameters"] > 10e6 > small["parameters"] > 0

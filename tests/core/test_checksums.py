@@ -33,7 +33,8 @@ KINDS = ("state", "best weights", "model directory", "bundle", "transformers exp
 @pytest.fixture(scope="module")
 def loaders(model_folder: Path, bundle_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Written]:
     """What dcclip reads back, by kind."""
-    root, (model, optimizer) = tmp_path_factory.mktemp("written"), trained(seed=0)
+    root = tmp_path_factory.mktemp("written")
+    (model, optimizer) = trained(seed=0)
     write_checkpoint(root / "state", TrainState(step=3), {"名": "red"}, copy_tensors(model, optimizer))
     save_best(root / "best", 3, {"top1_zh": 0.5}, model)
     shutil.copytree(model_folder, root / "model")
@@ -70,7 +71,8 @@ def test_a_damaged_file_is_refused_by_name(written: Written, kind: str) -> None:
     folder, reader = written
     [file] = [path for path in folder.glob("*.json") if FILES in json.loads(path.read_text("utf-8"))]
     for name in read_record(file, "").digests:
-        damaged, content = folder / name, (folder / name).read_bytes()
+        damaged = folder / name
+        content = (folder / name).read_bytes()
         damaged.unlink() if kind == "missing" else damage(damaged, kind, name)
         with pytest.raises(DcclipError) as raised:
             reader()

@@ -81,7 +81,8 @@ def test_nohup_keeps_a_command_running_when_the_terminal_closes(tmp_path: Path) 
 
 @pytest.mark.parametrize("number", NUMBERS)
 def test_a_noted_signal_is_raised_at_the_end_of_the_block(number: int) -> None:
-    steps, before = [], signal.getsignal(number)
+    steps = []
+    before = signal.getsignal(number)
     with pytest.raises(Stopped), handled(), noted():
         for _ in range(2):
             os.kill(os.getpid(), number)

@@ -62,7 +62,8 @@ def test_rows_come_back_by_key_in_the_order_asked_for(in_memory: bool, tmp_path:
 
 
 def test_of_rows_that_two_processes_computed_both_read_the_first_now_and_later(tmp_path: Path) -> None:
-    first, second = FeatureStore(tmp_path), FeatureStore(tmp_path)
+    first = FeatureStore(tmp_path)
+    second = FeatureStore(tmp_path)
     for number, process in enumerate((first, second)):  # as a teacher in bf16, whose batches differ
         process.write([(KEYS, {"embedding": np.full((N, 1), number, np.float16)})])
     assert not any(reader.read("embedding", KEYS).any() for reader in (first, second, FeatureStore(tmp_path)))
@@ -152,11 +153,13 @@ def test_many_small_blocks_become_one_and_who_has_read_them_reads_on(
 
 def test_more_blocks_than_files_may_be_open_are_listed_and_read_and_none_is_deleted(tmp_path: Path) -> None:
     resource = pytest.importorskip("resource")
-    keys, rows = digests("", (str(number).encode() for number in range(1500))), np.arange(1500.0)[:, None]
+    keys = digests("", (str(number).encode() for number in range(1500)))
+    rows = np.arange(1500.0)[:, None]
     stored = FeatureStore(tmp_path)
     for block in np.arange(1500).reshape(300, 5):
         stored.write([(keys[block], {"x": rows[block], "tokens": Ragged(rows[block], np.ones(5, np.int64))})])
-    (soft, hard), opened = resource.getrlimit(resource.RLIMIT_NOFILE), len(os.listdir("/dev/fd"))
+    (soft, hard) = resource.getrlimit(resource.RLIMIT_NOFILE)
+    opened = len(os.listdir("/dev/fd"))
     resource.setrlimit(resource.RLIMIT_NOFILE, (opened + 200, hard))
     try:
         again = FeatureStore(tmp_path, pytest.fail)
@@ -208,7 +211,8 @@ def test_a_disk_that_takes_nothing_is_an_error_that_names_the_file_and_leaves_no
 
 
 def test_a_block_is_written_while_the_next_rows_are_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    computed, stored = Event(), FeatureStore(tmp_path)
+    computed = Event()
+    stored = FeatureStore(tmp_path)
     monkeypatch.setattr(store, "_BLOCK_BYTES", 1)  # a block for each batch
     monkeypatch.setattr(os, "fsync", lambda _: computed.wait(20) or pytest.fail("nothing is computed meanwhile"))
 

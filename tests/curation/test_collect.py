@@ -83,7 +83,9 @@ def test_the_manifest_gives_the_counts_and_each_shards_sha256(tmp_path: Path, pi
         Pair("d", picture("green", (8, 8)), en=("a tiny fox",)),
         Pair("e", picture("test"), en=("a picture of the test",)),
     ]
-    out, evaluation, lines = tmp_path / "out", tmp_path / "set", list[str]()
+    out = tmp_path / "out"
+    evaluation = tmp_path / "set"
+    lines = list[str]()
     evaluation.mkdir()
     (evaluation / "whole.png").write_bytes(picture("test"))
     (evaluation / "half.png").write_bytes(picture("test")[:50])
@@ -128,7 +130,8 @@ def five(tmp_path: Path, picture: MakeImage) -> CollectOptions:
 def test_an_unfinished_run_reads_no_slice_again_unless_it_is_of_other_options_or_other_data(
     tmp_path: Path, five: CollectOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, first_slice = tmp_path / "out", WorkFolder(tmp_path / ".out.partial").result("read", 0)
+    out = tmp_path / "out"
+    first_slice = WorkFolder(tmp_path / ".out.partial").result("read", 0)
     collect(five, tmp_path / "whole", engine=ONE)
     stop_before_writing(five, out)
     assert first_slice.exists() and not out.exists()

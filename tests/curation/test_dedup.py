@@ -109,7 +109,8 @@ def test_a_placeholder_does_not_gather_the_captions_of_everything(tmp_path: Path
 
 
 def test_of_images_that_show_the_same_only_the_first_is_kept(tmp_path: Path) -> None:
-    small, compressed = make_picture(1, (32, 32)), make_picture(1, kind="JPEG", quality=40)
+    small = make_picture(1, (32, 32))
+    compressed = make_picture(1, kind="JPEG", quality=40)
     facts = [fact("1", small, ["猫"]), fact("0", 1, ["猫"]), fact("2", compressed, ["猫"]), fact("3", 2, ["猫"])]
     decisions, _ = deduplicated(tmp_path, facts)
     near = "image-near-duplicate"
@@ -204,7 +205,8 @@ def test_images_of_an_evaluation_set_are_dropped_and_a_missing_set_is_an_error(t
 @pytest.mark.parametrize("shard", ["test.parquet", "data/test-00000.parquet", "test/0.tar", "0.tar"])
 @pytest.mark.parametrize("picture", ["logo.png", "assets/figure.jpg"])
 def test_a_folder_of_shards_with_a_picture_is_compared_with_both(tmp_path: Path, shard: str, picture: str) -> None:
-    place, logo = tmp_path / "set" / shard, tmp_path / "set" / picture
+    place = tmp_path / "set" / shard
+    logo = tmp_path / "set" / picture
     for file in (place, logo):
         file.parent.mkdir(parents=True, exist_ok=True)
     logo.write_bytes(make_picture("logo"))

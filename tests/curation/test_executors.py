@@ -43,7 +43,8 @@ class Touch(Step):
     def run(self, task: int) -> None:
         if task == self.bad:
             self.fail()
-        file, partial = self.folder / str(task), self.folder.parent / f"{task}.partial"
+        file = self.folder / str(task)
+        partial = self.folder.parent / f"{task}.partial"
         partial.write_text((file.read_text() if file.exists() else "") + "done\n")
         partial.replace(file)  # at once: a failed task ends the processes of the others
 
@@ -78,7 +79,8 @@ def check_all_done_once(folder: Path, tasks: int) -> None:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_every_task_is_done_once_and_told_and_a_failed_one_raises_its_error(folder: Path, workers: int) -> None:
-    engine, told = Engine(workers=workers), list[int]()
+    engine = Engine(workers=workers)
+    told = list[int]()
     with pytest.raises(DcclipError, match="the model 猫 is missing"):
         engine.run(Touch(folder, 3, bad=2), folder.parent / "logs")
     before = {number for number in range(3) if Touch(folder, 3).done(number)}
@@ -188,7 +190,9 @@ def test_ray_runs_as_many_tasks_at_a_time_as_asked_for_and_goes_on_after_a_faile
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ray itself is replaced: a task runs when its result is waited for."""
-    most_running, started, folders = 0, [], list[tuple[str, str]]()
+    most_running = 0
+    started = []
+    folders = list[tuple[str, str]]()
     monkeypatch.setenv("PYTHONPATH", "own")
 
     class RayError(Exception): ...

@@ -26,7 +26,8 @@ from tests.curation.test_collect import contents
 from tests.tars import tar_of
 
 TABLES: dict[str, dict[str, Any]] = yaml.safe_load(Path(__file__).with_name("pairs.yaml").read_text("utf-8"))
-OPTIONS, DIRTY = TABLES["options"], TABLES["dirty"]
+OPTIONS = TABLES["options"]
+DIRTY = TABLES["dirty"]
 DIRTY["long"][:2] = DIRTY["long"][0] * 50, DIRTY["long"][1] * 50
 OTHER_LANGUAGE = {"zh": "en", "en": "zh"}
 ROWS: list[Row] = [dict(zip(OPTIONS, row, strict=True)) for row in AllPairs([[*labels] for labels in OPTIONS.values()])]
@@ -48,7 +49,8 @@ IMAGES = {name: make_picture(name, (96, 96)) for name in NAMES} | {
 
 def write_source(kind: str, texts: str, path: Path) -> None:
     """All pairs as a source of this kind; in `mixed`, clean ones have one language, in turn."""
-    pairs, table = list[Pair](), list[Row]()
+    pairs = list[Pair]()
+    table = list[Row]()
     for number, name in enumerate(NAMES):
         captions = zip(LANGUAGES, DIRTY[name] if name in DIRTY else CLEAN[int(name)], strict=False)
         omitted = OTHER_LANGUAGE.get(texts) or (texts == "mixed" and name not in DIRTY and LANGUAGES[int(name) % 2])
@@ -129,9 +131,12 @@ def rows(quick: int) -> Any:
 
 @rows(quick=12)
 def test_each_pair_is_kept_or_dropped_for_its_reason_and_kept_when_collected_again(row: Row, tmp_path: Path) -> None:
-    limit, size = int(row["limit"]), 1000 if row["source"] == "tar" else int(row["shard_size"])  # a tar is one slice
+    # a tar is one slice
+    limit = int(row["limit"])
+    size = 1000 if row["source"] == "tar" else int(row["shard_size"])
     out = run(section(row), tmp_path / "out", limit)
-    manifest, table = json.loads((out / "manifest.json").read_text()), pq.read_table(out / "dropped.parquet")
+    manifest = json.loads((out / "manifest.json").read_text())
+    table = pq.read_table(out / "dropped.parquet")
     names = {f"{at // size:06}{at % size:06}": name for at, name in enumerate(NAMES[: limit or None])}
     kept_names = [names[pair.key] for pair in open_pairs(out)]
     dropped = {names[line["key"]]: line["reason"] for line in table.to_pylist() if line["language"] is None}
@@ -152,7 +157,9 @@ def test_each_pair_is_kept_or_dropped_for_its_reason_and_kept_when_collected_aga
 
 @rows(quick=1)
 def test_neither_workers_nor_kinds_of_source_and_shards_change_pairs(row: Row, tmp_path: Path) -> None:
-    row, limit, kinds = row | {"shard_size": "7"}, int(row["limit"]), [*OPTIONS["source"]]
+    row = row | {"shard_size": "7"}
+    limit = int(row["limit"])
+    kinds = [*OPTIONS["source"]]
     alone, together = (run(section(row), tmp_path / str(workers), limit, workers) for workers in (1, 2))
     assert contents(alone) == contents(together)
     other_format = {"shard_size": "1000", "shards": {"tar": "parquet", "parquet": "tar"}[row["shards"]]}

@@ -88,7 +88,8 @@ def test_pairs_known_by_url_are_counted_without_a_download_and_then_fetched(
 def test_coco_cn_joins_chinese_lines_with_coco_s_english_json_and_keeps_to_the_training_split(
     picture: MakeImage, tmp_path: Path
 ) -> None:
-    coco, cn = tmp_path / "coco", tmp_path / "coco/coco-cn-version1805v1.1"
+    coco = tmp_path / "coco"
+    cn = tmp_path / "coco/coco-cn-version1805v1.1"
     for folder in ("annotations", "train2014", "val2014", cn.name):
         (coco / folder).mkdir(parents=True)
     names = ["COCO_train2014_000000000009", "COCO_val2014_000000000042", "COCO_val2014_000000000073"]
@@ -106,7 +107,8 @@ def test_coco_cn_joins_chinese_lines_with_coco_s_english_json_and_keeps_to_the_t
         text = json.dumps({"info": {}, "images": images, "annotations": annotations})
         (coco / f"annotations/captions_{split}.json").write_text(text)
     en = json.dumps([f"{coco}/annotations/captions_{split}2014.json" for split in ("train", "val")])
-    zh, only = cn / "imageid.human-written-caption.txt", cn / "coco-cn_train.txt"
+    zh = cn / "imageid.human-written-caption.txt"
+    only = cn / "coco-cn_train.txt"
     source = {"images": coco, "zh": zh, "en": en, "only": only}
     assert texts(collected("coco-cn", tmp_path / "run", source=source)) == FIRST_TWO
 
@@ -116,7 +118,8 @@ def test_flickr30k_cn_joins_chinese_and_english_lines_of_one_photograph(picture:
     names = ["1000092795", "10002456", "1000268201"]
     for name in names:
         (tmp_path / f"images/{name}.jpg").write_bytes(picture(name, (160, 120), "JPEG"))
-    zh, en = tmp_path / "flickr30k_cna_train.txt", tmp_path / "results_20130124.token"
+    zh = tmp_path / "flickr30k_cna_train.txt"
+    en = tmp_path / "results_20130124.token"
     zh.write_text("".join(f"{name}\t{text}\n" for name, text in zip(names[:2], ZH, strict=False)), "utf-8")  # its split
     en.write_text("".join(f"{name}.jpg#0\t{text}\n" for name, text in zip(names, EN, strict=True)), "utf-8")
     source = {"images": tmp_path / "images", "zh": zh, "en": en}

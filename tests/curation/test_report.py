@@ -45,14 +45,16 @@ def shown(thumbnail: str | None) -> Image.Image:
 
 
 def only(pair: Pair, drop: Drop | None, image: Image.Image | None = None) -> Example:
-    examples, decoded = Examples(), decode_image(encode(image) if image else pair.image)
+    examples = Examples()
+    decoded = decode_image(encode(image) if image else pair.image)
     examples.add(pair, drop, decoded if isinstance(decoded, DecodedImage) else None)
     (example,) = examples.all()
     return example
 
 
 def test_a_duplicate_is_shown_next_to_the_image_that_is_kept() -> None:
-    first, second = sampled(1, make_picture("blue")), sampled(2, make_picture("red"))
+    first = sampled(1, make_picture("blue"))
+    second = sampled(2, make_picture("red"))
     examples = Examples()
     examples.add(first, None)
     examples.add(second, Drop("image-duplicate", "the same image as 1"), twin=first.key)
@@ -101,7 +103,8 @@ class Page(HTMLParser):
 
 
 def report(tmp_path: Path, *results: tuple[Pair, Drop | None, tuple[DroppedCaption, ...]], **manifest: Any) -> str:
-    statistics, examples = Statistics(), Examples()
+    statistics = Statistics()
+    examples = Examples()
     for pair, drop, captions in results:
         statistics.add(pair, drop, (40, 20) if pair.image else None, captions)
         examples.add(pair, drop, None, captions)

@@ -145,7 +145,8 @@ def test_a_link_to_an_image_is_a_fault_and_devices_pipes_and_folders_are_skipped
     with tarfile.open(file, "w") as archive:
         for name in ("a.jpg", "readme"):
             member = tarfile.TarInfo(name)
-            member.type, member.linkname = getattr(tarfile, kind), "/etc/passwd"
+            member.type = getattr(tarfile, kind)
+            member.linkname = "/etc/passwd"
             archive.addfile(member)
     assert in_tar(file) == ({"a": "image-outside"} if "LNK" in kind or "SYM" in kind else {})
 
@@ -216,7 +217,9 @@ def test_files_come_from_a_file_a_folder_or_a_pattern_and_keys_say_from_which(tm
 
 
 def test_a_folder_that_the_hub_was_downloaded_into_gives_its_training_split(tmp_path: Path) -> None:
-    repository, converted, other = tmp_path / "中文", tmp_path / "converted", tmp_path / "other"
+    repository = tmp_path / "中文"
+    converted = tmp_path / "converted"
+    other = tmp_path / "other"
     for file in (
         repository / "data" / "train-00000-of-00002.parquet",
         repository / "data" / "test-00000-of-00001.parquet",

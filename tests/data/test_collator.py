@@ -80,7 +80,8 @@ def test_towers_with_one_geometry_share_pixels_that_are_made_handed_over_and_mov
     student, other, same = (training_preprocess(SimpleNamespace(preprocessing=geometry)) for geometry in settings)  # type: ignore[arg-type]
     own = (to_side_8, lambda image: -to_side_8(image))
     collator = collate(open_pairs(pairs_file), augment=AUGMENT, preprocess=student)
-    ensemble, samples = replace(collator, teacher_preprocess=(other, same, *own)), [(0, 0), (1, 0)]
+    ensemble = replace(collator, teacher_preprocess=(other, same, *own))
+    samples = [(0, 0), (1, 0)]
     [batch] = load_batches(ensemble.batch, [samples], 1)
     assert [pixels is batch.pixels for pixels in batch.teacher_pixels] == [False, True, False, False]
     assert torch.equal(batch.pixels, replace(collator, preprocess=Uint8Pixels(settings[2])).batch(samples).pixels)
@@ -91,7 +92,8 @@ def test_towers_with_one_geometry_share_pixels_that_are_made_handed_over_and_mov
 
 
 def test_images_are_read_in_the_order_of_the_files_and_stay_in_that_of_the_samples(pairs_file: Path) -> None:
-    dataset, samples = open_pairs(pairs_file), [(7, 0), (2, 0), (30, 0), (5, 0)]
+    dataset = open_pairs(pairs_file)
+    samples = [(7, 0), (2, 0), (30, 0), (5, 0)]
     expected = torch.cat([collate(dataset).batch([sample]).pixels for sample in samples])
     requests: list[int] = []
     image_of = dataset.image
@@ -138,7 +140,8 @@ def test_a_damaged_photograph_without_captions_is_white_and_is_named(
 
 @pytest.mark.parametrize(("mode", "fit"), [("RGB", 3), ("RGBA", 2)])
 def test_the_cache_makes_each_image_once_up_to_its_limit(mode: str, fit: int) -> None:
-    cache, decoded = ImageCache(limit=999), []  # type: ignore[var-annotated]
+    cache = ImageCache(limit=999)
+    decoded: list[Image.Image] = []
 
     def make() -> Image.Image:
         decoded.append(Image.new(mode, (10, 10), len(decoded)))
@@ -205,7 +208,8 @@ def test_texts_without_images_have_numbers_after_the_images_and_a_batch_may_be_e
     assert batch.pixels.shape == (2, 3, 8, 8) and batch.num_unpaired_texts == 2
     assert batch.texts["zh"].image_index.tolist() == batch.texts["en"].image_index.tolist() == [0, 2, 3]
     assert batch.texts["en"].captions[1:] == ["blue cat", "green dog"]
-    texts, images = collator.batch([(43, 0), (44, 0)]), collator.batch([(40, 0), (41, 0)])
+    texts = collator.batch([(43, 0), (44, 0)])
+    images = collator.batch([(40, 0), (41, 0)])
     assert (len(texts.pixels), texts.texts["zh"].image_index.tolist()) == (0, [0, 1])
     assert (len(images.pixels), images.texts) == (2, {})
 
@@ -230,7 +234,8 @@ def test_processes_and_parts_have_equal_shares_of_captions_images_and_texts(join
             )
             assert part.texts["zh"].image_index.tolist() == part.texts["en"].image_index.tolist() == [0, 3]
             assert part.texts["en"].captions == english
-            ids, own_ids = batch.texts["zh"].caption_ids, part.texts["zh"].caption_ids
+            ids = batch.texts["zh"].caption_ids
+            own_ids = part.texts["zh"].caption_ids
             assert ids is not None and own_ids is not None and torch.equal(own_ids, ids[[number, 2 + number]])
             assert part.num_unpaired_texts == 1
 

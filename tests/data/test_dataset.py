@@ -65,7 +65,8 @@ def test_a_plain_string_is_one_caption_and_members_of_a_tar_that_are_no_whole_pa
     (tmp_path / "a.tar").write_bytes(tar_bytes([*half, ("link.json", b"{}"), *members]))
     with tarfile.open(tmp_path / "a.tar", "a") as archive:
         link = tarfile.TarInfo("link.jpg")
-        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        link.type = tarfile.SYMTYPE
+        link.linkname = "/etc/passwd"
         archive.addfile(link)
     assert list(open_pairs(tmp_path / "a.tar")) == [Pair("whole", b"image", ("一只猫",), ("a cat",))]
 
@@ -195,7 +196,8 @@ def tar_with(file: Path, headers: dict[str, str], record: bytes = RECORD) -> Pat
     with tarfile.open(file, "w", format=tarfile.PAX_FORMAT) as archive:
         for name, content in (("猫.png", IMAGE), ("猫.json", RECORD), ("b.png", IMAGE), ("b.json", record)):
             info = tarfile.TarInfo(name)
-            info.size, info.pax_headers = len(content), headers if name == "b.png" else {}
+            info.size = len(content)
+            info.pax_headers = headers if name == "b.png" else {}
             archive.addfile(info, io.BytesIO(content))
     return file
 
@@ -257,7 +259,8 @@ def test_a_class_and_its_name_in_layouts_make_a_dataset(
 def test_a_first_look_counts_pairs_and_captions(pairs: list[Pair], pairs_file: Path, tmp_path: Path) -> None:
     for number in range(2):
         write_shard(tmp_path / f"{number}.tar", pairs[number::2])
-    table, tars = preview_pairs(pairs_file), preview_pairs(tmp_path)
+    table = preview_pairs(pairs_file)
+    tars = preview_pairs(tmp_path)
     assert table.samples == 40 and abs(tars.samples - 40) <= 4  # by the size of the files
     for opened in (table, tars):
         assert {tuple(map(len, captions.values())) for captions in opened.captions} == {(3, 3)}

@@ -110,7 +110,8 @@ def test_a_changed_shard_is_found_by_reading_all_data_and_by_nothing_less(tmp_pa
     index(tmp_path)
     assert len(verify_files(shards_at(tmp_path), NONE)) == 2
     tar = tmp_path / "b.tar"
-    content, status = tar.read_bytes(), tar.stat()
+    content = tar.read_bytes()
+    status = tar.stat()
     tar.write_bytes(content.replace("小猫".encode(), "大猫".encode()))
     os.utime(tar, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert open_pairs(tmp_path).captions("zh")[2] == ("猫", "小猫")
@@ -163,7 +164,8 @@ def test_tars_of_every_kind_are_read_as_tarfile_reads_them(tmp_path: Path, form:
                 folder.type = tarfile.DIRTYPE
                 archive.addfile(folder)
             member = tarfile.TarInfo(name)
-            member.size, member.pax_headers = len(content), headers
+            member.size = len(content)
+            member.pax_headers = headers
             archive.addfile(member, io.BytesIO(content))
     if kind == "appended":
         path.write_bytes(path.read_bytes() + b"what follows the end is not read" * 40)
@@ -181,7 +183,8 @@ def test_images_without_a_record_are_no_pairs_and_still_images(tmp_path: Path) -
             add(archive, f"{number}.jpg", JPEG + bytes([number]))
             if number % 2:
                 add(archive, f"{number}.json", f'{{"zh": "第{number}只猫"}}'.encode())
-    pairs, images = open_pairs(tmp_path / "a.tar"), open_images(tmp_path / "a.tar")
+    pairs = open_pairs(tmp_path / "a.tar")
+    images = open_images(tmp_path / "a.tar")
     assert pairs.keys() == ["1", "3", "5"] and images.keys() == list("012345")
     assert pairs.captions("zh") == [("第1只猫",), ("第3只猫",), ("第5只猫",)]
     assert [pairs.image(place)[-1] for place in range(3)] == [1, 3, 5]

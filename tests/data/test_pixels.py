@@ -107,7 +107,11 @@ ALL = Augment(
     background="random", crop=0.6, scale=(0.7, 1.2), rotate=20, translate=0.1, colour=0.4, blur=1, grey=0.3, flip=True
 )
 Colour = tuple[int, int, int]
-RED, LIME, BLUE, BLACK, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (0, 0, 0), (255, 255, 255)
+RED = (255, 0, 0)
+LIME = (0, 255, 0)
+BLUE = (0, 0, 255)
+BLACK = (0, 0, 0)
+WHITE = (255, 255, 255)
 
 
 def quarters() -> Image.Image:

@@ -183,7 +183,8 @@ def imagenet() -> dict[str, Any]:
 def test_a_subset_has_two_hundred_of_the_thousand_in_their_order(
     imagenet: dict[str, Any], name: str, first: str, last: str, only_here: str
 ) -> None:
-    subset, alias = content(name), content({"imagenet_a": "imagenet_r", "imagenet_r": "imagenet_a"}[name])
+    subset = content(name)
+    alias = content({"imagenet_a": "imagenet_r", "imagenet_r": "imagenet_a"}[name])
     assert subset["subset_of"] == "imagenet"
     wnids = subset["folders"]
     assert len(wnids) == 200 and wnids == sorted(set(wnids)) and set(wnids) <= set(imagenet["folders"])

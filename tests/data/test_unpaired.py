@@ -128,7 +128,8 @@ def test_parallel_text_stays_parallel(tmp_path: Path) -> None:
     parallel = write(tmp_path, "words.tsv", "".join(f"{zh}\t{en}\n" for zh, en in english.items()))
     texts = with_phrases(open_texts(parallel), 200)
     for row in range(4, 204):
-        zh, en = texts[row].zh[0], texts[row].en[0]
+        zh = texts[row].zh[0]
+        en = texts[row].en[0]
         assert en == (", " if "，" in zh else " ").join(english[part] for part in re.findall("|".join(ZH), zh))
 
 
@@ -194,7 +195,8 @@ def test_a_folder_of_images_is_in_the_order_of_its_names_and_told_apart_by_names
 @pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="no file here has read errors")
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_photograph_that_is_gone_or_on_a_failing_disk_is_named_by_the_error(tmp_path: Path, workers: int) -> None:
-    gone, failing = tmp_path / "猫.jpg", tmp_path / "dog.jpg"
+    gone = tmp_path / "猫.jpg"
+    failing = tmp_path / "dog.jpg"
     gone.write_bytes(b"")
     failing.symlink_to("/proc/self/mem")
     photographs = open_images(tmp_path)

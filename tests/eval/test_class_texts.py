@@ -86,7 +86,9 @@ def test_names_with_the_embedding_of_another_take_an_alternate_that_no_class_has
 
 
 def test_names_that_are_cut_in_one_template_only_are_not_alike() -> None:
-    long, short, model = "照片一张的照片一张的{}", "{}", Characters("一张的照片狗猫", length=8)
+    long = "照片一张的照片一张的{}"
+    short = "{}"
+    model = Characters("一张的照片狗猫", length=8)
     assert asked(model, ["狗", "猫"], {}, long).alike == [[0, 1]]
     assert asked(model, ["狗", "猫"], {}, long, short).alike == []
 
@@ -112,7 +114,8 @@ def test_names_read_alike_are_said_once_for_all_data_sets_languages_and_models(
 
 def test_a_command_says_that_it_waits_for_another_one_with_the_same_embeddings(tmp_path: Path) -> None:
     said: list[str] = []
-    cache, waits = FeatureCache(tmp_path, said.append), Event()
+    cache = FeatureCache(tmp_path, said.append)
+    waits = Event()
 
     def compute(places: np.ndarray) -> Iterator[tuple[np.ndarray, Values]]:
         yield places, {"embedding": np.ones((len(places), 4), np.float32)}

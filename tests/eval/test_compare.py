@@ -48,7 +48,8 @@ def guesses(right: int, of: int = 400, metric: str = "top1") -> Score:
 
 
 def test_a_difference_on_the_same_images_is_clear_sooner() -> None:
-    first, second = result("a", guesses(200)), result("b", guesses(212))
+    first = result("a", guesses(200))
+    second = result("b", guesses(212))
     [paired] = compare_results([first], [second])
     assert paired.value == pytest.approx(0.03) and paired.paired and paired.is_clear
     # 12 of 400 images differ: the standard deviation of their number is 3.4 by the binomial.
@@ -70,7 +71,8 @@ def test_a_difference_on_the_same_images_is_clear_sooner() -> None:
     ],
 )
 def test_unlike_results_are_compared_only_by_force(change: dict[str, Any], differing: str) -> None:
-    first, second = result("a", guesses(200)), result("b", guesses(210), **change)
+    first = result("a", guesses(200))
+    second = result("b", guesses(210), **change)
     with pytest.raises(DcclipError, match=f"dtd en: the {differing} differ") as caught:
         compare_results([first], [second])
     assert "--force" in caught.value.hint
@@ -96,7 +98,8 @@ def test_every_metric_has_an_interval() -> None:
 
 
 def test_equal_values_that_differ_in_their_last_bits_are_equal() -> None:
-    first, second = result("a", guesses(200)), replace(result("b", guesses(200)), value=0.5 - 1e-16)
+    first = result("a", guesses(200))
+    second = replace(result("b", guesses(200)), value=0.5 - 1e-16)
     [difference] = compare_results([second], [first])
     assert (difference.value, difference.is_clear) == (0, False)
     assert percent(-1e-18, signed=True) == "+0.0" and percent(-0.0006, signed=True) == "-0.1"
@@ -110,7 +113,8 @@ def test_a_side_is_a_file_a_folder_or_one_model_of_them(tmp_path: Path) -> None:
     assert caught.value.hint.endswith("dtd.json@a")
     assert [of_model.value for of_model in read_results(f"{tmp_path}@a")] == [0.5, 0.02]
     save_results([result("seed-0", guesses(100))], tmp_path / "运行" / "eval")  # as in a run
-    run, file = str(tmp_path / "运行"), str(tmp_path / "运行/eval/dtd.json")
+    run = str(tmp_path / "运行")
+    file = str(tmp_path / "运行/eval/dtd.json")
     comparison = compare(run, file)
     assert (comparison.first, comparison.second) == (run, file)  # both are seed-0
     with pytest.raises(DcclipError, match="has no results for the model b"):

@@ -183,7 +183,8 @@ def test_kitti_is_resized_to_a_square_and_objectnets_border_is_cropped(tmp_path:
 
 def test_a_second_language_costs_no_second_pass_and_neither_does_another_prompt(tmp_path: Path, run: Any) -> None:
     whole(tmp_path, "dtd", 47)
-    model, cache = Oracle(), FeatureCache(tmp_path / "cache")
+    model = Oracle()
+    cache = FeatureCache(tmp_path / "cache")
     first, second = run(model, ["dtd", "dtd-cn"], tmp_path, cache=cache, batch_size=10)
     assert model.seen == [10, 10, 10, 10, 7]
     assert first.images_per_second > 0 and second.images_per_second == 0
@@ -223,10 +224,8 @@ def test_unreadable_images_are_counted_and_named(tmp_path: Path, run: Any) -> No
 def test_a_result_is_written_whole_and_a_bundle_is_evaluated_like_its_model(
     model_folder: Path, bundle_folder: Path, pairs_file: Path, tmp_path: Path
 ) -> None:
-    options, models = (
-        EvalOptions(datasets=(str(pairs_file),)),
-        [resolve(str(model_folder)), resolve(str(bundle_folder))],
-    )
+    options = EvalOptions(datasets=(str(pairs_file),))
+    models = [resolve(str(model_folder)), resolve(str(bundle_folder))]
     results = evaluate(models, open_datasets(options), options, device="cpu")
     named = [(model, language) for model in ("tiny", "tiny-fp32") for language in ("en", "zh")]
     assert [(result.model, result.language) for result in results] == named

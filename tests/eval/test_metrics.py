@@ -13,7 +13,8 @@ from hypothesis.extra.numpy import arrays
 from dcclip_cli.eval import metrics
 from dcclip_cli.eval.metrics import metrics_of, probe, sample, score_classes, score_retrieval, summary
 
-ROWS, CLASSES = 6, 3
+ROWS = 6
+CLASSES = 3
 BAD = [math.nan, math.inf, -math.inf]
 # Few values, so that many are equal; far apart, so that a softmax keeps those of other rows apart.
 TIED = some.sampled_from([-0.5, 0.0, 0.25, 0.5])
@@ -62,9 +63,11 @@ def steps(scores: Sequence[float], truth: Sequence[bool]) -> list[tuple[float, f
 def precision_by_steps(scores: Sequence[float], truth: Sequence[bool]) -> float:
     if not any(truth):
         return math.nan
-    total, before = 0.0, 0.0
+    total = 0.0
+    before = 0.0
     for precision, recall in steps(scores, truth):
-        total, before = total + precision * (recall - before), recall
+        total = total + precision * (recall - before)
+        before = recall
     return total
 
 
@@ -82,7 +85,8 @@ def over_classes(values: Sequence[float]) -> float:
 @given(SCORES, LABELS, WEIGHTS)
 @settings(max_examples=60)
 def test_top_k_and_mean_per_class_are_as_defined(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> None:
-    result, lines = score_classes(scores, labels, "top1"), scores.tolist()
+    result = score_classes(scores, labels, "top1")
+    lines = scores.tolist()
     chances = {k: [chance(line, label, k) for line, label in zip(lines, labels.tolist(), strict=True)] for k in (1, 5)}
     assert result.details["predictions"].tolist() == [line.index(max(line)) for line in lines]
     for given_weights, rows in ((None, [*range(ROWS)]), ({"labels": weights}, repeated(weights))):
@@ -98,7 +102,8 @@ def test_top_k_and_mean_per_class_are_as_defined(scores: np.ndarray, labels: np.
 def test_mean_precisions_are_over_classes_that_occur(
     scores: np.ndarray, truth: np.ndarray, weights: np.ndarray
 ) -> None:
-    result, cosines = score_classes(scores, truth, "map11"), scores.T.tolist()
+    result = score_classes(scores, truth, "map11")
+    cosines = scores.T.tolist()
     probabilities = result.details["scores"].T.tolist()
     logits = [[100 * cell for cell in line] for line in scores.tolist()]
     for row, line in enumerate(logits):
@@ -184,7 +189,8 @@ def test_one_number_that_is_not_finite_anywhere_leaves_no_metric(
     scores: np.ndarray, labels: np.ndarray, truth: np.ndarray, row: int, column: int, bad: float
 ) -> None:
     scores[row, column] = bad
-    images, texts = scores, np.eye(CLASSES, dtype=np.float32)
+    images = scores
+    texts = np.eye(CLASSES, dtype=np.float32)
     with np.errstate(all="ignore"):
         for compute in (
             lambda: score_classes(scores, labels, "top1"),

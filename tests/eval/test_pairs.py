@@ -65,7 +65,8 @@ def data_sets(
     layouts.write(folder / "run/align/notes", "")
     (folder / "run/align/model").symlink_to(folder / "tiny")
     (folder / "run/export").symlink_to(folder / "bundle")
-    shown, shapes = pairs[:24], [replace(pair, zh=pair.zh[2:], en=pair.en[2:]) for pair in pairs[:24]]
+    shown = pairs[:24]
+    shapes = [replace(pair, zh=pair.zh[2:], en=pair.en[2:]) for pair in pairs[:24]]
     mixed = [replace(pair, zh=pair.zh if number == 20 else ()) for number, pair in enumerate(shown)]
     write_parquet(folder / "pairs.parquet", shown)
     write_parquet(folder / "mixed.parquet", mixed)
@@ -120,7 +121,8 @@ def data_sets(
 
 @cache
 def model_of(reference: str, precision: str) -> Model:
-    name, path = reference.removeprefix("hf:"), Path(reference)
+    name = reference.removeprefix("hf:")
+    path = Path(reference)
     if name in ("open_clip", "sentence-transformers") and not path.exists():
         options = ExportOptions.model_validate({"format": name, "parity": {"min_agreement": 0}})
         export(options=options, model=resolve("tiny"), out=path)
@@ -142,13 +144,15 @@ def expected_metrics(row: Row, data_set: DataSet, language: Language, embed: Emb
         ranks = np.asarray([np.isin(line, [*hits]).argmax() for line, hits in zip(order, wanted, strict=True)])
         return {f"{name}_recall@{k}": np.mean(ranks < k) for k in (1, 5, 10)}
 
-    captions, rows = data_set.captions[language], list(range(len(data_set.images)))
+    captions = data_set.captions[language]
+    rows = list(range(len(data_set.images)))
     if row["limit"] == "few":
         rows = sorted(np.random.default_rng(0).permutation(len(rows))[:7].tolist())
     rows = [number for number in rows if data_set.images[number]]
     if data_set.is_retrieval or (row["task"] == "retrieval" and not data_set.classes):
         rows = [number for number in rows if captions[number]]
-        images, of_image = embed([data_set.images[number] for number in rows]), [captions[number] for number in rows]
+        images = embed([data_set.images[number] for number in rows])
+        of_image = [captions[number] for number in rows]
         texts = list(dict.fromkeys(chain(*of_image)))
         images_of = [{place for place, image_texts in enumerate(of_image) if text in image_texts} for text in texts]
         metrics = recalls(embed(texts), images, images_of, "image")
@@ -164,14 +168,16 @@ def expected_metrics(row: Row, data_set: DataSet, language: Language, embed: Emb
     scores = embed([data_set.images[number] for number in rows]) @ classes.T
     scores = (scores @ (same / same.sum(axis=0)))[:, same.argmax(axis=0)]
     if data_set.labels is not None:
-        scores, values = np.exp(100 * scores) / np.exp(100 * scores).sum(axis=1, keepdims=True), list[float]()
+        scores = np.exp(100 * scores) / np.exp(100 * scores).sum(axis=1, keepdims=True)
+        values = list[float]()
         for truth, column in zip(data_set.labels[rows].T, scores.T, strict=True):
             if truth.any():
                 precision, recall, _ = precision_recall_curve(truth, column)
                 values += [np.mean([precision[recall > level / 10 - 1e-9].max() for level in range(11)])]
         return len(rows), {"map11": np.mean(values)}
     labels = np.asarray([names.index(captions[number][0]) for number in rows])
-    before, ties = (scores > scores[np.arange(len(rows)), labels][:, None]).sum(axis=1), same[labels].sum(axis=1)
+    before = (scores > scores[np.arange(len(rows)), labels][:, None]).sum(axis=1)
+    ties = same[labels].sum(axis=1)
     top1, top5 = (np.clip((k - before) / ties, 0, 1) for k in (1, 5))
     per_class = [top1[labels == label].mean() for label in np.unique(labels)]
     return len(rows), {"top1": top1.mean(), "top5": top5.mean(), "mean_per_class": np.mean(per_class)}
@@ -179,7 +185,8 @@ def expected_metrics(row: Row, data_set: DataSet, language: Language, embed: Emb
 
 def expected(row: Row, data_sets: Sequence[DataSet]) -> dict[tuple[str, ...], tuple[int, dict[str, Any]]]:
     """`expected_metrics` by model, data set and language."""
-    precision, by_result = "bf16" if row["precision"] == "bf16" else "fp32", dict[tuple[str, ...], Any]()
+    precision = "bf16" if row["precision"] == "bf16" else "fp32"
+    by_result = dict[tuple[str, ...], Any]()
     for reference in ARRAY.table["model"][row["model"]][1::2]:
 
         def embed(items: Sequence[Any], reference: str = reference) -> np.ndarray:
@@ -238,7 +245,8 @@ def test_metrics_are_what_numpy_computes_from_the_embeddings(
     row: Row, data_sets: dict[str, list[DataSet]], names: None, tmp_path: Path
 ) -> None:
     run(row, tmp_path / "out", "--check")
-    printed, computed = run(row, tmp_path / "out"), expected(row, data_sets[row["data"]])
+    printed = run(row, tmp_path / "out")
+    computed = expected(row, data_sets[row["data"]])
     if row["output"] == "table":
         assert row["task"] == "probe" or all(
             any(f"{value:.1%}" in printed for value in metrics.values()) for _, metrics in computed.values()
@@ -278,7 +286,8 @@ def test_an_option_changes_results_and_what_saves_time_does_not(row: Row, names:
 def test_results_of_each_model_data_set_and_language_alone_are_those_of_all(
     row: Row, data_sets: dict[str, list[DataSet]], names: None, tmp_path: Path
 ) -> None:
-    together, parts = results(row, tmp_path), list[Path]()
+    together = results(row, tmp_path)
+    parts = list[Path]()
     models = {"two": ["folder", "starter"]}.get(row["model"], [row["model"]])
     for model, data in product(models, {"together": ["pairs", "chinese"]}.get(row["data"], [row["data"]])):
         languages = ("en", "zh") if data == "pairs" and row["languages"] in ("all", "both") else (row["languages"],)
@@ -290,7 +299,8 @@ def test_results_of_each_model_data_set_and_language_alone_are_those_of_all(
             run(row | part | {"format": "none", "templates": templates}, parts[-1])
     options = [str(value) for part in parts for value in ("--results", part)]
     merged = json.loads(dcclip("eval", *options, "--out", tmp_path / "all", "--json").stdout)
-    key, compared = itemgetter("model", "dataset", "language"), together[0].keys() - {"metrics", "value", "lost"}
+    key = itemgetter("model", "dataset", "language")
+    compared = together[0].keys() - {"metrics", "value", "lost"}
     for result, alone in zip(sorted(together, key=key), sorted(merged, key=key), strict=True):
         assert {name: result[name] for name in compared} == {name: alone[name] for name in compared}
         assert result["metrics"] == pytest.approx(alone["metrics"], abs=1e-6)

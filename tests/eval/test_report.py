@@ -133,7 +133,8 @@ def test_another_precision_than_fp32_is_named_next_to_the_model(tmp_path: Path) 
 
 
 def test_results_that_do_not_compare_are_not_side_by_side_without_a_remark(tmp_path: Path) -> None:
-    first, second = result("甲", guesses(300)), result("乙", guesses(300), class_names_sha256="others", n=399)
+    first = result("甲", guesses(300))
+    second = result("乙", guesses(300), class_names_sha256="others", n=399)
     remark = table([first, second]).rows[0].remark
     assert remark == "class names and numbers of images differ: not comparable"
     assert translated(remark, "zh") == "类别名和图片数量不同：不可比较"
@@ -157,7 +158,8 @@ def entries(folder: Path) -> dict[tuple[str, str], float]:
 
 
 def test_both_languages_are_in_the_card_and_the_model_still_loads(folder: Path) -> None:
-    en, zh = result("学生", guesses(300)), result("学生", guesses(250), dataset="dtd-cn", language="zh")
+    en = result("学生", guesses(300))
+    zh = result("学生", guesses(250), dataset="dtd-cn", language="zh")
     score = score_retrieval(np.eye(3), np.eye(3), [(0,), (1,), (2,)], True)
     ours = result("学生", score, "mean_recall", "我的图", "zh", task="retrieval")
     before = ModelCard.load(folder / "README.md")

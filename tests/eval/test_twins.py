@@ -30,10 +30,14 @@ def test_overlap_rank_correlation_and_margin_are_those_computed_by_hand() -> Non
     """Images on a half circle: a query orders them from its end, so the other end has them in reverse."""
     angles = np.linspace(0, np.pi, 12)
     images = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
-    first, last, middle = images[0], images[-1], images[5] * np.asarray([1.0, 0.99], np.float32)
-    english, chinese = np.stack([first, last, first]), np.stack([first, first, middle])
+    first = images[0]
+    last = images[-1]
+    middle = images[5] * np.asarray([1.0, 0.99], np.float32)
+    english = np.stack([first, last, first])
+    chinese = np.stack([first, first, middle])
     texts = [("cat", "猫"), ("dog", "狗"), ("bird", "鸟")]
-    is_traditional, is_known = np.asarray([False, True, True]), np.asarray([True, True, False])
+    is_traditional = np.asarray([False, True, True])
+    is_known = np.asarray([True, True, False])
     score = score_twins([english, chinese, np.stack([last, first, middle])], images, texts, is_traditional, is_known)
     details = score.details
     # Of 12 images the first ten of an order and of its reverse have eight in common, the first five none.

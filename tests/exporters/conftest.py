@@ -46,7 +46,8 @@ def packages() -> Path:
 @pytest.fixture(scope="session")
 def page_folder(packages: Path, build_once: Build) -> Path:
     """The starter's web page."""
-    options, model = ExportOptions(format="web"), resolve("starter")
+    options = ExportOptions(format="web")
+    model = resolve("starter")
     return build_once("pages", lambda folder: export(options=options, model=model, out=folder / "starter")) / "starter"
 
 
@@ -62,7 +63,8 @@ def _save_clip(folder: Path) -> None:
     letters = "abcdefghijklmnopqrstuvwxyz"
     tokens = [*letters, *(f"{letter}</w>" for letter in letters), "ca", "cat</w>"]
     vocabulary = {token: index for index, token in enumerate([*tokens, "<|startoftext|>", "<|endoftext|>"])}
-    begin, end = vocabulary["<|startoftext|>"], vocabulary["<|endoftext|>"]
+    begin = vocabulary["<|startoftext|>"]
+    end = vocabulary["<|endoftext|>"]
     text = {"vocab_size": len(vocabulary), "max_position_embeddings": 24, "bos_token_id": begin, "eos_token_id": end}
     config = CLIPConfig(
         text_config=small(**text, pad_token_id=end),

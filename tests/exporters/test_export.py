@@ -34,7 +34,8 @@ ANY_AGREEMENT = {"min_agreement": 0}  # random weights, for which all images loo
 
 @pytest.fixture(scope="module")
 def exported(model_folder: Path, pairs_file: Path, tmp_path_factory: pytest.TempPathFactory) -> ExportResult:
-    data, out = DataOptions(train=str(pairs_file)), tmp_path_factory.mktemp("exports") / "fp32"
+    data = DataOptions(train=str(pairs_file))
+    out = tmp_path_factory.mktemp("exports") / "fp32"
     return export(options=ExportOptions(), model=resolve(str(model_folder)), data=data, out=out)
 
 
@@ -55,7 +56,8 @@ def test_texts_of_any_length_come_out_as_from_torch(
     towers = load_model(model_folder)
     vocabulary = int(towers.model.text.vocab_size)
     ids = torch.randint(4, vocabulary, (batch, length), generator=torch.Generator().manual_seed(length))
-    ids[:, 0], ids[:, -1] = 0, 2
+    ids[:, 0] = 0
+    ids[:, -1] = 2
     with torch.no_grad():
         features = towers.text_features(Tokens(ids, torch.ones_like(ids)))
     expected = torch.nn.functional.normalize(features.embedding, dim=-1)
@@ -133,7 +135,8 @@ def test_a_bundle_is_exported_to_other_formats_of_its_graphs(exported: ExportRes
 def test_an_fp16_export_that_overflows_keeps_more_in_fp32(
     export_model: Exporting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    embed, overflows = ParityTest.embed, iter([True])
+    embed = ParityTest.embed
+    overflows = iter([True])
 
     def first_overflows(on: ParityTest, model: Encoder, *more: Any) -> TowerEmbeddings:
         if isinstance(model, OnnxEncoder) and next(overflows, False):

@@ -83,7 +83,8 @@ def test_one_graph_gives_pipelines_of_transformers_js_the_logits(
     noise = np.random.default_rng(0).integers(0, 256, (50, 80, 3), dtype=np.uint8)
     expected = load_encoder(resolve(str(model)), "cpu")
     pixels = expected.preprocess(Image.fromarray(noise))[np.newaxis]
-    images, texts = expected.encode_pixels(pixels), expected.encode_texts(TEXTS)
+    images = expected.encode_pixels(pixels)
+    texts = expected.encode_texts(TEXTS)
     config, processor = (read_json(folder / f"{name}.json", "") for name in ("config", "preprocessor_config"))
     steps = {name for name, on in processor.items() if name.startswith("do_") and on}
     assert ("do_resize" in steps) == (preprocess == "outside") and "do_convert_rgb" in steps
@@ -155,7 +156,8 @@ def test_sentence_transformers_embeds_images_and_texts_by_itself(
 def test_sentence_transformers_runs_a_bundle_in_int8_by_the_documented_module() -> None:
     scope = dict[str, Any]()
     exec(snippets()["sentence_transformers"], scope)
-    photo, expected = str(ROOT / "recipes/starter/photos/cat.jpg"), load("starter")
+    photo = str(ROOT / "recipes/starter/photos/cat.jpg")
+    expected = load("starter")
     np.testing.assert_array_equal(scope["model"].encode(TEXTS), expected.embed_texts(TEXTS))
     np.testing.assert_array_equal(scope["model"].encode([photo]), expected.embed_images([photo]))
 
@@ -173,7 +175,8 @@ def test_photographs_that_transformers_crops_otherwise_are_compared_by_their_mid
         data=None, format="transformers", calibration=str(tmp_path / "照片"), parity={"min_agreement": 0.5}
     )
     assert result.parity is not None and result.parity.image_max_difference < 1e-5
-    image, expected = Image.open(tmp_path / "照片" / "a.png"), load_encoder(resolve(str(model_folder)), "cpu")
+    image = Image.open(tmp_path / "照片" / "a.png")
+    expected = load_encoder(resolve(str(model_folder)), "cpu")
     pixels = AutoImageProcessor.from_pretrained(result.folder, backend="pil")(image)["pixel_values"][0]
     np.testing.assert_allclose(pixels[:, :, 1:], expected.preprocess(image)[:, :, :-1], atol=1e-6)  # one to the left
 
@@ -194,9 +197,11 @@ def test_the_documented_code_for_a_runtime_gives_the_models_embeddings(
     assert max(result.parity.image_max_difference, result.parity.text_max_difference) < 1e-5
     monkeypatch.chdir(result.folder.parent)
     Image.open(ROOT / "recipes/starter/photos/cat.jpg").save("cat.jpg")
-    code, scope = snippets(), dict[str, Any]()
+    code = snippets()
+    scope = dict[str, Any]()
     exec(code["input"] + code["golden"] + code[package], scope)
-    expected, encoder = load(model_folder), load_encoder(resolve(str(model_folder)), "cpu")
+    expected = load(model_folder)
+    encoder = load_encoder(resolve(str(model_folder)), "cpu")
     golden = json.loads(Path("golden.json").read_text("utf-8"))
     np.testing.assert_allclose(golden.pop("cat.jpg"), encoder.preprocess(Image.open("cat.jpg")).ravel(), atol=1e-5)
     for text, ids in golden.items():
@@ -216,7 +221,8 @@ def test_the_documented_code_for_a_vector_store_finds_the_nearest_images(
     for out in ("photos.npy", "photos.parquet"):
         embed(photos, out=out, model="starter")
     embed(texts=["猫"], out="query.npy", model="starter")
-    code, scope = snippets(), dict[str, Any]()
+    code = snippets()
+    scope = dict[str, Any]()
     exec(code["rows"] + code[package], scope)
     assert scope["best"] == [scope["names"][place] for place in np.argsort(-scope["rows"] @ scope["query"])[:3]]
     assert Path(scope["best"][0]).name == "cat.jpg"

@@ -36,8 +36,11 @@ LIMITS = {"min_agreement": 0, "min_centred_cosine": -1}  # of random towers, for
 def refusals(values: tuple[Any, ...]) -> list[str]:
     """What the error says about each set of options that exclude each other."""
     row = dict(zip(OPTIONS, values, strict=True))
-    target, model, is_mlp = FORMATS[row["format"]], row["model"], row["projection"] == "mlp"
-    is_bundle, is_int8 = model == "bundle", row["precision"] == "int8"
+    target = FORMATS[row["format"]]
+    model = row["model"]
+    is_mlp = row["projection"] == "mlp"
+    is_bundle = model == "bundle"
+    is_int8 = row["precision"] == "int8"
     excluded = {
         "does not support precision": row["precision"] not in target.precisions,
         "does not support preprocess": row["preprocess"] not in (None, *target.preprocess),
@@ -58,7 +61,8 @@ def refusals(values: tuple[Any, ...]) -> list[str]:
 def covering(rows: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
     """Few of the rows that have each pair of values of all; allpairspy with a filter leaves some pairs out."""
     pairs = {row: {*combinations(enumerate(row), 2)} for row in rows}
-    missing, chosen = set().union(*pairs.values()), []
+    missing = set().union(*pairs.values())
+    chosen = []
     while missing:
         pair = min(missing, key=str)
         chosen.append(max([row for row in rows if pair in pairs[row]][:30], key=lambda row: len(missing & pairs[row])))
@@ -104,8 +108,10 @@ def check_files(folder: Path, precision: str, is_graph: bool) -> None:
 def test_an_export_gives_what_its_model_gives_or_is_refused(
     values: tuple[Any, ...], export_model: Exporting, pictures: list[Path], request: Any, tmp_path: Path
 ) -> None:
-    row, fixture = dict(zip(OPTIONS, values, strict=True)), request.getfixturevalue
-    target, options = FORMATS[row["format"]], dict[str, Any](parity=LIMITS)
+    row = dict(zip(OPTIONS, values, strict=True))
+    fixture = request.getfixturevalue
+    target = FORMATS[row["format"]]
+    options = dict[str, Any](parity=LIMITS)
     options |= {name: row[name] for name in ("format", "precision", "preprocess", "dims") if row[name]}
     options["data"] = fixture("pairs_file") if row["samples"] == "pairs" else None
     options["calibration"] = str(pictures[0].parent) if row["samples"] == "images" else None
@@ -130,7 +136,8 @@ def test_an_export_gives_what_its_model_gives_or_is_refused(
     pytest.importorskip(target.package, exc_type=ImportError)
     if target.name == "web":
         fixture("packages")
-    original, is_graph = model(), (row["preprocess"] or target.preprocess[0]) == "graph"
+    original = model()
+    is_graph = (row["preprocess"] or target.preprocess[0]) == "graph"
     folder = export_model(original, **options).folder
     check_files(folder, row["precision"], is_graph)
     encoder = load_encoder(resolve(str(original)), "cpu")

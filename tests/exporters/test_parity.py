@@ -58,7 +58,8 @@ class Longer(Letters):
 
 def test_texts_that_the_model_cannot_tell_apart_count_as_equal() -> None:
     samples = Samples(SAMPLES.source, SAMPLES.images, [["ab", "axb", "ba", "猫x狗", "猫狗"]])
-    original, longer = Letters(), Longer()
+    original = Letters()
+    longer = Longer()
     images = [original.encode_pixels(original.preprocess(image)[np.newaxis]) for image in samples.images]
     ranked = [model.encode_texts(samples.labels[0]) @ np.concatenate(images).T for model in (original, longer)]
     assert ranked[0].argmax(axis=0).tolist() != ranked[1].argmax(axis=0).tolist()

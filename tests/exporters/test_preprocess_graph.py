@@ -76,7 +76,8 @@ def test_an_export_with_preprocessing_predicts_from_images_of_any_size(
 
 @pytest.fixture
 def photos(tmp_path: Path) -> list[ImageInput]:
-    random, files = np.random.default_rng(1), list[ImageInput]()
+    random = np.random.default_rng(1)
+    files = list[ImageInput]()
     for number, size in enumerate([(90, 40), (33, 200), (64, 64), (7, 5)]):
         small = Image.fromarray(random.integers(0, 256, (5, 5, 3), dtype=np.uint8))
         small.resize(size, Image.Resampling.BICUBIC).save(tmp_path / f"{number}.png")

@@ -67,7 +67,8 @@ def unigram(pre_tokenizer: pre_tokenizers.PreTokenizer, **words: bool) -> Tokeni
     """A vocabulary of ASCII letters, and words that are tokens, each with whether it stands alone."""
     letters = [(letter, -2.0) for letter in "abcdefghijklmnopqrstuvwxyz"]
     tokenizer = Tokenizer(models.Unigram([("<unk>", 0.0), *letters], unk_id=0))
-    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.Lowercase(), pre_tokenizer
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizer
     tokenizer.add_special_tokens(["<unk>"])
     tokenizer.add_tokens([AddedToken(word, single_word=alone, normalized=True) for word, alone in words.items()])
     return tokenizer

@@ -95,7 +95,8 @@ def test_tokens_and_probabilities_are_those_of_python(page_folder: Path, tmp_pat
         input=json.dumps(inputs), capture_output=True, text=True, check=True,
     )  # fmt: skip
     outputs = json.loads(done.stdout)
-    encoder, tokenizer = OnnxEncoder(page_folder, "cpu"), load_tokenizer(page_folder)
+    encoder = OnnxEncoder(page_folder, "cpu")
+    tokenizer = load_tokenizer(page_folder)
     tokenizer.no_padding()
     tokenizer.enable_truncation(read_json(page_folder / "dcclip.json", "")["context_length"])
     for text, ids in zip(texts(), outputs["ids"], strict=True):
@@ -109,7 +110,8 @@ def test_tokens_and_probabilities_are_those_of_python(page_folder: Path, tmp_pat
     assert outputs["anything"][1] == ["a photo of a something"] and outputs["anything"][0][1] == "东西"
     rows = np.array(classes, np.float32)
     np.testing.assert_allclose(outputs["mean"], class_means(rows, [3])[0], atol=1e-6)
-    cosines, scale = np.array(classes) @ image, encoder.logit_scale
+    cosines = np.array(classes) @ image
+    scale = encoder.logit_scale
     np.testing.assert_allclose(outputs["softmax"], softmax(image[None], np.array(classes), scale)[0], atol=1e-6)
     np.testing.assert_allclose(outputs["sigmoid"], 1 / (1 + np.exp(3 - scale * cosines)), atol=1e-6)
     against = 1 / (1 + np.exp(scale * (cosines[::-1] - cosines)))

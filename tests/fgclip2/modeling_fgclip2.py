@@ -28,7 +28,8 @@ def resize_positional_embeddings(positional_embeddings, spatial_shapes, max_leng
         height, width = spatial_shapes[i]
         resized = F.interpolate(table, (height, width), mode="bilinear", align_corners=False, antialias=True)
         resized = resized.reshape(table.shape[1], height * width).T
-        embeddings[i, : height * width], embeddings[i, height * width :] = resized, resized[0]
+        embeddings[i, : height * width] = resized
+        embeddings[i, height * width :] = resized[0]
     return embeddings
 
 
@@ -47,7 +48,8 @@ class Fgclip2Model(Siglip2Model):
         if not isinstance(config, Fgclip2Config):
             raise TypeError(f"{type(config)} is another class of that name")
         super().__init__(config)
-        text, width = config.text_config, config.text_config.hidden_size
+        text = config.text_config
+        width = config.text_config.hidden_size
         embeddings = self.text_model.embeddings
         embeddings.position_embedding_res = nn.Embedding(text.longtext_len, width)
         embeddings.position_embedding_ori = nn.Embedding(text.longtext_len, width)
@@ -65,7 +67,8 @@ class Fgclip2Model(Siglip2Model):
         if walk_type == "short":
             pooled = self.text_model(input_ids, attention_mask).last_hidden_state[:, -1]
             return torch.cat([self.text_model.head(pooled[i : i + 1]) for i in range(pooled.shape[0])])
-        embeddings, text = self.text_model.embeddings, self.text_model
+        embeddings = self.text_model.embeddings
+        text = self.text_model
         mask = embeddings.mask.to(input_ids.device)
         positions = embeddings.position_embedding_ori.weight * mask + embeddings.position_embedding_res.weight * ~mask
         hidden = embeddings.token_embedding(input_ids) + positions[: input_ids.shape[1]]

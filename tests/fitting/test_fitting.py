@@ -43,7 +43,8 @@ def _short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def classes(pairs: list[Pair], tmp_path: Path) -> Path:
     """Class folders of the drawn pictures, with names in both languages."""
-    folder, names = tmp_path / "形状 shapes", dict[str, str]()
+    folder = tmp_path / "形状 shapes"
+    names = dict[str, str]()
     for pair in pairs:
         shape = pair.key.split("-")[1]
         names[shape] = pair.zh[2]
@@ -87,8 +88,11 @@ def test_a_measured_size_is_that_of_other_image_sizes_and_almost_that_of_other_t
         parameters = 1_000_000 + 64 * (tokens - 1_200)
         return Candidate(StudentChoice(network, pixels, tokens=tokens), parameters, pixels * pixels)
 
-    large, wide, small = candidate(128, 2_400), candidate(96, 2_400), candidate(96, 1_200)
-    budget, of_network = Budget(2, 1), [large, wide, small]
+    large = candidate(128, 2_400)
+    wide = candidate(96, 2_400)
+    small = candidate(96, 1_200)
+    budget = Budget(2, 1)
+    of_network = [large, wide, small]
     assert list(promising(of_network, budget, {large: Cost(2.1, 0.9, 1)})) == [small]  # 2.1 - 1200 * 93e-6
     assert list(promising(of_network, budget, {large: Cost(2.12, 0.9, 1)})) == []
     assert list(promising(of_network, budget, {large: Cost(1.9, 1.1, 1)})) == [wide, small]
@@ -108,7 +112,8 @@ def test_rounds_take_a_full_training_together_and_with_little_time_fewer_candida
     classes: Path, monkeypatch: pytest.MonkeyPatch, count: int, time_s: float | None, step_s: float, rounds: list[int]
 ) -> None:
     monkeypatch.setattr(search, "_LEAST_STEPS", 5)
-    planned, names = Fit(FitOptions(str(classes), max_mb=3, time_s=time_s), Path("out")), list(map(str, range(count)))
+    planned = Fit(FitOptions(str(classes), max_mb=3, time_s=time_s), Path("out"))
+    names = list(map(str, range(count)))
     vars(planned).update(_candidates={name: Candidate(StudentChoice(name), 1, 1) for name in names}, steps=1_000)
     planned.state |= {"export_s": {"a": 9.0, "b": 1.0}, "image_s": 0.01, "step_s": dict.fromkeys(names, (1, step_s))}
     planned.state["costs"] = {name: {"mb": 1.0, "ms": 1.0} for name in names}
@@ -139,7 +144,8 @@ def test_a_traced_graph_serves_other_image_sizes(
 ) -> None:
     """The file is as large as that of a graph traced at that size, and its embeddings have the same shape."""
     job_of = Fit(FitOptions(str(classes), str(altclip_folder), max_mb=3), Path("out"))
-    traced, write_graph = list[str](), graphs.write_graph
+    traced = list[str]()
+    write_graph = graphs.write_graph
 
     def counted(graph: Any, example: Any, dynamic: Any, file: Path, *names: str) -> None:
         traced.append(f"{file.stem} {example.shape[-1]}")
@@ -283,7 +289,9 @@ def test_a_search_that_cannot_begin_or_find_anything_says_why(
 def test_a_trained_student_that_misses_the_budget_is_reported_and_no_other_gets_the_rest_of_the_time(
     classes: Path, monkeypatch: pytest.MonkeyPatch, time_s: float | None
 ) -> None:
-    lines, trained, names = list[str](), list[str](), ["test_resnet", "test_efficientnet"]
+    lines = list[str]()
+    trained = list[str]()
+    names = ["test_resnet", "test_efficientnet"]
     finishing = Fit(FitOptions(str(classes), max_mb=3, time_s=time_s), Path("out"), progress=Lines(lines.append))
     choices = {name: StudentChoice(name, inherits=False) for name in names}
     vars(finishing)["_candidates"] = {name: Candidate(choice, 1, 1) for name, choice in choices.items()}

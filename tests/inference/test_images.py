@@ -67,7 +67,8 @@ NAS = {
 
 
 def test_a_nas_is_searched_without_its_thumbnails_and_deleted_files_and_links_are_followed_once(tmp_path: Path) -> None:
-    root, outside = tmp_path / "nas", tmp_path / "旧"
+    root = tmp_path / "nas"
+    outside = tmp_path / "旧"
     for name in [*NAS, "../旧/b.webp"]:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).touch()
@@ -106,7 +107,8 @@ def test_an_image_is_read_upright_whatever_its_format_and_suffix(
         import pillow_heif
 
         pillow_heif.register_heif_opener()
-    image, exif = Image.new("RGB", (64, 32), "black"), Image.Exif()
+    image = Image.new("RGB", (64, 32), "black")
+    exif = Image.Exif()
     image.paste("white", (0, 0, 32, 32))
     exif[0x0112] = 6  # the camera was held upright: turn clockwise
     if kind == "JXL":  # as made of a camera's JPEG, without loss
@@ -141,16 +143,19 @@ def raw_photo(preview: bytes, orientation: int) -> bytes:
     shown |= {274: orientation, 277: 3, 279: len(preview), 330: 8, 50706: b"\1\4\0\0"}
     content = b"II*\0" + bytes(4)
     for tags, pixels in ((sensor, bytes(2048)), (shown, preview)):
-        directory, start = ImageFileDirectory_v2(), len(content)
+        directory = ImageFileDirectory_v2()
+        start = len(content)
         for tag, value in tags.items():
-            directory.tagtype[tag], directory[tag] = kinds[type(value)], value
+            directory.tagtype[tag] = kinds[type(value)]
+            directory[tag] = value
         content += directory.tobytes(start) + pixels  # tobytes adds its end to tag 273: there are the pixels
     return content[:4] + start.to_bytes(4, "little") + content[8:]
 
 
 def test_a_raw_file_is_read_by_its_preview_upright_and_in_folders(tmp_path: Path) -> None:
     pytest.importorskip("rawpy")
-    image, file = Image.new("RGB", (160, 120), "black"), tmp_path / "照片 1.DNG"
+    image = Image.new("RGB", (160, 120), "black")
+    file = tmp_path / "照片 1.DNG"
     image.paste("white", (0, 0, 80, 60))
     file.write_bytes(raw_photo(encode(image, "JPEG"), 6))
     upright = read_image(file)
@@ -224,7 +229,8 @@ def test_results_keep_their_order_with_errors_among_them(batch_size: int) -> Non
 
 
 def test_no_more_than_three_batches_are_read_ahead() -> None:
-    begun, lock = 0, threading.Lock()
+    begun = 0
+    lock = threading.Lock()
 
     def count(number: int) -> Image.Image:
         nonlocal begun

@@ -93,7 +93,8 @@ print(time.process_time(), *sorted(heavy))
 
 def test_an_image_may_be_a_path_its_bytes_or_a_pillow_image(bundle_folder: Path, pictures: list[Path]) -> None:
     model = load(bundle_folder)
-    path, content = pictures[0], pictures[0].read_bytes()
+    path = pictures[0]
+    content = pictures[0].read_bytes()
     with Image.open(path) as image:
         rows = model.embed_images([path, str(path), content, image])
     np.testing.assert_array_equal(rows, np.repeat(rows[:1], 4, axis=0))

@@ -36,7 +36,8 @@ FORMATS = {
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_each_picture_of_a_video_is_among_its_frames_and_is_read_again_by_its_time(name: str, tmp_path: Path) -> None:
-    file, pictures = tmp_path / name, [Image.new("RGB", (64, 48), colour) for colour in COLOURS]
+    file = tmp_path / name
+    pictures = [Image.new("RGB", (64, 48), colour) for colour in COLOURS]
     with file.open("wb") as stream:
         film(SimpleNamespace(write=stream.write) if name == "a.webm" else str(file), pictures, *FORMATS[name])
 
@@ -61,7 +62,8 @@ def test_each_picture_of_a_video_is_among_its_frames_and_is_read_again_by_its_ti
 def test_a_phones_video_is_upright_and_what_is_no_video_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    picture, file = Image.new("RGB", (64, 48), "lime"), tmp_path / "手机 a.mp4"
+    picture = Image.new("RGB", (64, 48), "lime")
+    file = tmp_path / "手机 a.mp4"
     picture.paste("red", (0, 0, 32, 48))
     film(str(file), [picture])
     start, header = file.read_bytes().split(b"tkhd")
@@ -79,8 +81,10 @@ def test_a_phones_video_is_upright_and_what_is_no_video_is_refused(
 def test_videos_are_searched_with_pictures_by_their_best_frame_and_follow_their_files(
     bundle_folder: Path, pairs: list[Pair], tmp_path: Path
 ) -> None:
-    model, pictures = OnnxEncoder(bundle_folder, "cpu"), [Image.open(io.BytesIO(pair.image)) for pair in pairs[:32:8]]
-    folder, video = tmp_path / "相册", tmp_path / "相册" / "下" / "假日 holiday.mp4"
+    model = OnnxEncoder(bundle_folder, "cpu")
+    pictures = [Image.open(io.BytesIO(pair.image)) for pair in pairs[:32:8]]
+    folder = tmp_path / "相册"
+    video = tmp_path / "相册" / "下" / "假日 holiday.mp4"
     video.parent.mkdir(parents=True)
     film(str(video), pictures[:3], "libx264")
     film(str(video.with_name("b.mkv")), pictures[2:])
@@ -142,14 +146,21 @@ def test_hdr_videos_of_phones_get_the_colours_of_ordinary_ones(
     file = tmp_path / "手机.mkv"
     with av.open(str(file), "w") as container:
         stream = container.add_stream("ffv1", rate=1)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p10le"
+        stream.width = 64
+        stream.height = 48
+        stream.pix_fmt = "yuv420p10le"
         codec = stream.codec_context
-        codec.color_trc, codec.color_primaries, codec.colorspace, codec.color_range = transfer, 9, 9, 1
+        codec.color_trc = transfer
+        codec.color_primaries = 9
+        codec.colorspace = 9
+        codec.color_range = 1
         for number, signal in enumerate(np.repeat([white, gray, red], 3, axis=0)):
             picture = np.full((48, 64, 3), signal / 100 * 65535).astype(np.uint16)
             frame = av.VideoFrame.from_ndarray(picture, format="rgb48le")
             frame = frame.reformat(format="yuv420p10le", dst_colorspace=9, src_color_range=2, dst_color_range=1)
-            frame.pts, frame.color_trc, frame.color_primaries = number, transfer, 9
+            frame.pts = number
+            frame.color_trc = transfer
+            frame.color_primaries = 9
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     levels = [np.asarray(image, float).mean((0, 1)) for _, image in frames(file)]

@@ -9,18 +9,22 @@ import pytest
 from dcclip_cli.inference.zero_shot import Labels, class_means, fill
 from dcclip_cli.model.precision import NotFiniteError
 
-EAST, NORTH = (1.0, 0.0), (0.0, 1.0)
+EAST = (1.0, 0.0)
+NORTH = (0.0, 1.0)
 
 
 class Compass:
     """A model whose texts point east, or north where they are in `north`; `asked` are the texts it got."""
 
     prompts = {"en": ["a {}"], "zh": ["一只{}"]}
-    logit_scale, logit_bias, known = 2.0, None, None
+    logit_scale = 2.0
+    logit_bias = None
+    known = None
 
     def __init__(self, north: Sequence[str] = (), bias: float | None = None) -> None:
         self.asked: list[str] = []
-        self._north, self.logit_bias = north, bias
+        self._north = north
+        self.logit_bias = bias
 
     def tokenize(self, texts: Sequence[str]) -> np.ndarray:
         raise NotImplementedError

@@ -30,7 +30,8 @@ def environment(extras: Iterable[str]) -> dict[str, str]:
 
 def _installed(requirement: str) -> set[str]:
     """The distributions that a requirement brings, itself included."""
-    resolved, pending = set[str](), {(requirement, "")}
+    resolved = set[str]()
+    pending = {(requirement, "")}
     visited = set(pending)
     while pending:
         text, extra = pending.pop()

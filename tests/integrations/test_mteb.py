@@ -46,7 +46,8 @@ TEXTS = ("flickr30k_cn", "muge_cn")
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Some of the tasks' data sets, two images for a class or a little more, in layouts that are published."""
-    folder, random = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
+    folder = tmp_path_factory.mktemp("data")
+    random = np.random.default_rng(0)
     table = open_pairs(QUICKSTART / "emojione2.parquet")
     names = {name: registry.prompts_of(SETS[name]) for name in CLASSES}
     with pytest.MonkeyPatch.context() as patch:
@@ -118,7 +119,8 @@ def test_mteb_measures_what_dcclip_does_to_a_millionth(root: Path, written: Path
     own_results = {result.task_name: result for result in ours.task_results}
     assert own_results.keys() == set(names) and len(names) == 8
     for task in theirs:
-        expected, first_image = scores_of(task), scores_of(own_results[task.task_name])
+        expected = scores_of(task)
+        first_image = scores_of(own_results[task.task_name])
         assert 0.0 < first_image["main_score"] < 1.0
         assert first_image == {name: pytest.approx(expected[name], abs=1e-6) for name in first_image}
         assert task.dataset_revision == own_results[task.task_name].dataset_revision == "no_revision_available"
@@ -237,7 +239,8 @@ def test_hit_rates_and_mrr_are_those_of_the_first_right_answer_each_way(tmp_path
     for name in ("Flickr30kCNT2IRetrieval", "Flickr30kCNI2TRetrieval"):
         [file] = tmp_path.glob(f"results/local__m/*/{name}.json")
         [scores[name]] = json.loads(file.read_text("utf-8"))["scores"]["test"]
-    by_text, by_image = scores["Flickr30kCNT2IRetrieval"], scores["Flickr30kCNI2TRetrieval"]
+    by_text = scores["Flickr30kCNT2IRetrieval"]
+    by_image = scores["Flickr30kCNI2TRetrieval"]
     assert by_text["main_score"] == by_text["hit_rate_at_1"] == 0.5 and by_text["hit_rate_at_3"] == 1.0
     assert by_text["mrr_at_10"] == (1 + 1 + 1 / 3 + 1 / 2) / 4
     assert [by_image[f"hit_rate_at_{k}"] for k in (1, 5, 10, 100)] == [0.25, 0.5, 0.75, 1.0]

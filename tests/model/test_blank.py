@@ -15,7 +15,8 @@ def test_a_teacher_has_its_widths_and_grids_without_its_weights(
 ) -> None:
     library = OpenClipTeacher if kind in ("openclip-xlmr", "student") else TransformersTeacher
     teacher = library(model=str(model_folder if kind == "student" else hub_teachers / kind))
-    blank, loaded = teacher.source.blank(), teacher.load()
+    blank = teacher.source.blank()
+    loaded = teacher.load()
     assert blank is not None and {str(parameter.device) for parameter in blank.parameters()} == {"meta"}
     assert widths(blank, (0,)) == widths(loaded, (0,)) and map_grids(blank, (0,)) == map_grids(loaded, (0,))
     assert blank.parameters_count() == loaded.parameters_count()

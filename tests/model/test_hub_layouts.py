@@ -169,7 +169,8 @@ def test_an_open_clip_directory_with_pickled_weights_is_read(hub_teachers: Path,
     weights["module.text.transformer.embeddings.position_ids"] = torch.arange(514)[None]
     torch.save({"epoch": 3, "state_dict": weights}, folder / "open_clip_pytorch_model.bin")
     (folder / "open_clip_model.safetensors").unlink()
-    expected, output = load(hub_teachers / "openclip-xlmr", OpenClipTeacher), load(folder, OpenClipTeacher)
+    expected = load(hub_teachers / "openclip-xlmr", OpenClipTeacher)
+    output = load(folder, OpenClipTeacher)
     pixels = torch.from_numpy(output.preprocess(noise(40, 50)))[None]
     assert torch.equal(output.image_features(pixels).embedding, expected.image_features(pixels).embedding)
 
@@ -242,7 +243,8 @@ def refused(load: Callable[[Path], Any], folder: Path, what: str) -> None:
     assert time.monotonic() - begin < 60  # also on a busy machine
 
 
-TEXT, VISION = ("model_cfg", "text_cfg"), ("model_cfg", "vision_cfg")
+TEXT = ("model_cfg", "text_cfg")
+VISION = ("model_cfg", "vision_cfg")
 
 
 @pytest.mark.parametrize(
@@ -271,7 +273,8 @@ def test_weights_of_another_model_are_named_by_the_first_that_differs(open_clip_
     weights = {key: value.clone() for key, value in load_file(file).items()}  # they are mapped from the file
     name = "text.token_embedding.weight"
     rows, width = weights[name].shape
-    cut, integers = weights[name][:-1].clone(), weights[name].to(torch.int8)
+    cut = weights[name][:-1].clone()
+    integers = weights[name].to(torch.int8)
     for changed, problem in (
         (weights | {name: cut}, f"{name} has the shape ({rows - 1}, {width}); open_clip_con"),
         (weights | {name: integers}, f"{name} has the data type I8 instead of F64, F32, F16, BF16"),
@@ -285,7 +288,8 @@ def test_weights_of_another_model_are_named_by_the_first_that_differs(open_clip_
 def test_a_wrong_name_of_a_timm_network_gets_the_nearest() -> None:
     check_timm_name("test_resnet", "network")
     check_timm_name("test_efficientnet.r160_in1k", "network")
-    listed, elsewhere = "list timm's networks in Python: timm.list_models()", "refers to a hub or another directory"
+    listed = "list timm's networks in Python: timm.list_models()"
+    elsewhere = "refers to a hub or another directory"
     for name, problem, hint in (
         ("test_resnt", "network: timm has no network 'test_resnt'", "did you mean test_resnet, "),
         ("网络", "network: timm has no network '网络'", listed),

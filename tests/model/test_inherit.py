@@ -75,7 +75,8 @@ def test_layers_are_copied_at_even_distances_with_norm_and_positions(model_folde
 
 
 def test_a_student_with_all_layers_of_its_teacher_gives_the_same_embeddings(model_folder: Path) -> None:
-    teacher, tokenizer = load_model(model_folder), load_tokenizer(model_folder)
+    teacher = load_model(model_folder)
+    tokenizer = load_tokenizer(model_folder)
     donor = load_model(model_folder)
     donor.model.text = student(32, tokenizer.get_vocab_size()).text.eval()
     init_text_tower(donor.model.text, tokenizer, teacher, layers=True)
@@ -161,11 +162,9 @@ def _layers(small: Any, large: Any, places: Any) -> Any:
 
 
 def test_a_small_network_that_is_hidden_in_a_large_one_is_found_channel_by_channel() -> None:
-    hidden, large, student = (
-        model("mobilenetv2_050", 1).visual,
-        model("mobilenetv2_100", 2),
-        model("mobilenetv2_050", 3),
-    )
+    hidden = model("mobilenetv2_050", 1).visual
+    large = model("mobilenetv2_100", 2)
+    student = model("mobilenetv2_050", 3)
     randomise(hidden)
     hide(hidden.trunk, large.visual.trunk)
     large.visual.head.load_state_dict(hidden.head.state_dict())
@@ -178,15 +177,19 @@ def test_a_small_network_that_is_hidden_in_a_large_one_is_found_channel_by_chann
 
 
 def test_blocks_are_taken_at_even_distances_kernels_are_cropped_and_surplus_blocks_add_nothing_at_first() -> None:
-    teacher, student = model("efficientnet_lite0"), model("mobilenetv2_050", 1)  # 1 2 2 3 3 4 1 and 1 2 3 4 3 3 1
+    # 1 2 2 3 3 4 1 and 1 2 3 4 3 3 1
+    teacher = model("efficientnet_lite0")
+    student = model("mobilenetv2_050", 1)
     randomise(teacher.visual)
     inherit_image_tower(student.visual, towers(teacher, "efficientnet_lite0"))
-    blocks, source = student.visual.trunk.blocks, teacher.visual.trunk.blocks
+    blocks = student.visual.trunk.blocks
+    source = teacher.visual.trunk.blocks
     for block, origin in ((blocks[5][0], source[5][0]), (blocks[5][1], source[5][1]), (blocks[5][2], source[5][2])):
         assert set(block.bn2.bias.tolist()) <= set(origin.bn2.bias.tolist())
     centres = {tuple(kernel.flatten().tolist()) for kernel in source[2][0].conv_dw.weight[:, :, 1:4, 1:4]}
     assert {tuple(kernel.flatten().tolist()) for kernel in blocks[2][0].conv_dw.weight} <= centres
-    stage, pixels = blocks[2].eval(), torch.randn(1, 16, 8, 8)
+    stage = blocks[2].eval()
+    pixels = torch.randn(1, 16, 8, 8)
     with torch.no_grad():
         assert torch.equal(stage(pixels), stage[1](stage[0](pixels)))
 

@@ -81,8 +81,11 @@ def edited(hub_teachers: Path, copy: Path, change: Change) -> Path:
     return copy
 
 
-OPEN_CLIP, VISION, TEXT = "open_clip_config.json", "model_cfg.vision_cfg", "model_cfg.text_cfg"
-TOKENIZER, MAP = "tokenizer_config.json", "auto_map"
+OPEN_CLIP = "open_clip_config.json"
+VISION = "model_cfg.vision_cfg"
+TEXT = "model_cfg.text_cfg"
+TOKENIZER = "tokenizer_config.json"
+MAP = "auto_map"
 FILES = {"vocab_file": "/nowhere/a.txt", "tokenizer_file": "/nowhere/b.json", "special_tokens_map_file": "/nowhere/c"}
 IGNORED: list[Change] = [  # they name other places, and are loaded as if they did not
     ("openclip-xlmr", OPEN_CLIP, TEXT, {"hf_model_name": "nobody/xlm-roberta"}),
@@ -97,8 +100,10 @@ IGNORED: list[Change] = [  # they name other places, and are loaded as if they d
 ]
 
 
-NETWORK, CODE = f"{VISION}.timm_model_name: ", "is not allowed: it could run code or read other files"
-DUAL, TIMM = "vision-text-dual-encoder", {"model_type": "timm_wrapper"}
+NETWORK = f"{VISION}.timm_model_name: "
+CODE = "is not allowed: it could run code or read other files"
+DUAL = "vision-text-dual-encoder"
+TIMM = {"model_type": "timm_wrapper"}
 ELSEWHERE = "refers to a hub or another directory"
 OF_OPEN_CLIP: list[tuple[str, dict[str, Any], str]] = [
     (VISION, {"timm_model_name": "hf-hub:nobody/network"}, f"{NETWORK}hf-hub:nobody/network {ELSEWHERE}"),

@@ -101,7 +101,8 @@ def test_half_stores_fp16_and_loads_as_fp32(model_folder: Path, tmp_path: Path) 
     save_again(model_folder, tmp_path / "half", half=True)
     stored = load_file(tmp_path / "half" / "open_clip_model.safetensors")
     assert {value.dtype for value in stored.values() if value.is_floating_point()} == {torch.float16}
-    full, half = load_model(model_folder), load_model(tmp_path / "half")
+    full = load_model(model_folder)
+    half = load_model(tmp_path / "half")
     assert {value.dtype for value in half.parameters()} == {torch.float32}
     with torch.no_grad():
         embeddings = [towers.text_features(towers.tokenize(["猫", "cat"])).embedding for towers in (full, half)]

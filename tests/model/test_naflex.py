@@ -48,8 +48,10 @@ def test_fg_clip2_equals_siglip2s_towers_used_as_its_readme_says(hub_teachers: P
     from transformers import AutoTokenizer, Siglip2ImageProcessorPil
 
     folder = hub_teachers / "fgclip2"
-    reference, towers = of_siglip2(folder, folder / "model.safetensors"), fg_clip2(folder)
-    processor, tokenizer = Siglip2ImageProcessorPil.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    reference = of_siglip2(folder, folder / "model.safetensors")
+    towers = fg_clip2(folder)
+    processor = Siglip2ImageProcessorPil.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     images = [noise(*size) for size, _ in SIZES]
     output = towers.image_features(torch.from_numpy(np.stack([towers.preprocess(image) for image in images])))
     for image, (_, budget), embedding in zip(images, SIZES, output.embedding, strict=True):
@@ -100,7 +102,8 @@ def test_fg_clip2_is_exported_with_its_code_and_the_bundle_keeps_the_proportions
     result = api.export(model=model, out=tmp_path / "out", trust_remote_code=True)
     assert result.parity is not None
     assert max(result.parity.image_max_difference, result.parity.text_max_difference) < 1e-5
-    reference, bundle = TorchEncoder(fg_clip2(hub_teachers / "fgclip2")), OnnxEncoder(result.folder, "cpu")
+    reference = TorchEncoder(fg_clip2(hub_teachers / "fgclip2"))
+    bundle = OnnxEncoder(result.folder, "cpu")
     images = [noise(*size) for size, _ in SIZES]
     expected, pixels = (np.stack([encoder.preprocess(image) for image in images]) for encoder in (reference, bundle))
     np.testing.assert_allclose(pixels, expected, atol=1e-5)
@@ -113,7 +116,8 @@ def test_fg_clip2_is_exported_with_its_code_and_the_bundle_keeps_the_proportions
 def test_siglip2s_naflex_model_equals_transformers(hub_teachers: Path, tmp_path: Path) -> None:
     from transformers import AutoModel, Siglip2Config, Siglip2ImageProcessorPil, Siglip2Model, Siglip2Tokenizer
 
-    folder, sizes = tmp_path / "naflex", {"num_hidden_layers": 2, "hidden_size": 32, "projection_size": 32}
+    folder = tmp_path / "naflex"
+    sizes = {"num_hidden_layers": 2, "hidden_size": 32, "projection_size": 32}
     shutil.copytree(hub_teachers / "siglip2", folder)
     sizes |= {"intermediate_size": 32, "num_attention_heads": 2}
     text = sizes | {"vocab_size": 700, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 1}
@@ -122,7 +126,8 @@ def test_siglip2s_naflex_model_equals_transformers(hub_teachers: Path, tmp_path:
     processor = Siglip2ImageProcessorPil(patch_size=8, max_num_patches=64)
     processor.save_pretrained(folder)
     towers: Any = TransformersTeacher(model=str(folder), precision="fp32").load()
-    reference, tokenizer = AutoModel.from_pretrained(folder).eval(), Siglip2Tokenizer.from_pretrained(folder)
+    reference = AutoModel.from_pretrained(folder).eval()
+    tokenizer = Siglip2Tokenizer.from_pretrained(folder)
     images = [noise(*size) for size, _ in SIZES]
     output = towers.image_features(torch.from_numpy(np.stack([towers.preprocess(image) for image in images])))
     expected = reference.get_image_features(**processor(images=images, return_tensors="pt")).pooler_output
@@ -147,13 +152,15 @@ def test_embeddinggemma_2_equals_its_own_processor_and_model_with_its_prompt(gem
     from transformers import AutoModel, AutoProcessor, Gemma4ImageProcessorPil
 
     folder = gemma_folder
-    processor, reference = AutoProcessor.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+    processor = AutoProcessor.from_pretrained(folder)
+    reference = AutoModel.from_pretrained(folder).eval()
     processor.image_processor = Gemma4ImageProcessorPil.from_pretrained(folder)
     towers: Any = TransformersTeacher(model=str(folder), precision="fp32").load()
     assert reference.audio_tower is not None and towers.model.audio_tower is None
 
     def mean(**inputs: Any) -> Any:
-        hidden, mask = reference(**inputs).last_hidden_state, inputs["attention_mask"][..., None]
+        hidden = reference(**inputs).last_hidden_state
+        mask = inputs["attention_mask"][..., None]
         return hidden, (hidden * mask).sum(1) / mask.sum(1)
 
     images = [noise(*size) for size, _ in SIZES]

@@ -41,7 +41,8 @@ bundle = partial(model, file="image.onnx")
 
 
 def test_a_model_directory_and_a_bundle_are_taken_as_they_are(tmp_path: Path) -> None:
-    folder, onnx = model(tmp_path / "模型"), bundle(tmp_path / "bundle")
+    folder = model(tmp_path / "模型")
+    onnx = bundle(tmp_path / "bundle")
     assert resolve("模型") == ModelSource("folder", str(folder), "模型")
     assert resolve(str(onnx)) == ModelSource("bundle", str(onnx), f"bundle {onnx}")
     assert resolve("模型").path == folder
@@ -107,19 +108,23 @@ class ModelScope(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        target, query = urlsplit(self.path), dict(parse_qsl(urlsplit(self.path).query))
+        target = urlsplit(self.path)
+        query = dict(parse_qsl(urlsplit(self.path).query))
         folder = self.root / query.get("Revision", "none")
-        status, content = 404, json.dumps({"Code": 404, "Message": "not found", "Success": False}).encode()
+        status = 404
+        content = json.dumps({"Code": 404, "Message": "not found", "Success": False}).encode()
         if target.path == "/api/v1/models/org/tiny/repo/files" and folder.is_dir():
             files = [
                 {"Path": file.name, "Type": "blob", "Size": file.stat().st_size, "Sha256": file_sha256(file)}
                 for file in folder.iterdir()
             ]
             files.append({"Path": "../../../led-out.json", "Type": "blob", "Size": 2, "Sha256": None})
-            status, content = 200, json.dumps({"Code": 200, "Success": True, "Data": {"Files": files}}).encode()
+            status = 200
+            content = json.dumps({"Code": 200, "Success": True, "Data": {"Files": files}}).encode()
         elif target.path == "/api/v1/models/org/tiny/repo":
             file = folder / query["FilePath"]
-            status, content = 200, file.read_bytes() if file.is_file() else b"{}"
+            status = 200
+            content = file.read_bytes() if file.is_file() else b"{}"
         self.send_response(status)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()

@@ -79,7 +79,8 @@ def test_other_code_is_another_fingerprint(folder: Path) -> None:
     assert allowed(folder).fingerprint != before
 
 
-CONFIG, MODEL = "configuration_fgclip2.Fgclip2Config", "modeling_fgclip2.Fgclip2Model"
+CONFIG = "configuration_fgclip2.Fgclip2Config"
+MODEL = "modeling_fgclip2.Fgclip2Model"
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,8 @@ def test_weights_of_a_network_are_loaded_and_the_projection_stays(tmp_path: Path
 def test_weights_of_a_whole_tower_include_its_mlp_projection(tmp_path: Path) -> None:
     config = model_config(options(projection="mlp"), 16, 300)["vision_cfg"]
     assert config["timm_proj"] == "mlp" and config["timm_proj_bias"] is True
-    first, second = model(seed=1, projection="mlp"), model(seed=2, projection="mlp")
+    first = model(seed=1, projection="mlp")
+    second = model(seed=2, projection="mlp")
     assert first.visual.head.mlp.fc1.out_features == 32  # twice the shared width
     save_file(first.visual.state_dict(), tmp_path / "tower.safetensors")
     start(second, tmp_path / "tower.safetensors")
@@ -109,7 +110,8 @@ def test_weights_of_a_whole_tower_include_its_mlp_projection(tmp_path: Path) -> 
 
 
 def test_weights_that_are_missing_broken_incomplete_or_of_another_network_are_refused(tmp_path: Path) -> None:
-    file, target = tmp_path / "weights.safetensors", model(projection="mlp")
+    file = tmp_path / "weights.safetensors"
+    target = model(projection="mlp")
     for content in (None, b"not safetensors"):
         if content is not None:
             file.write_bytes(content)

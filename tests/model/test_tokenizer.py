@@ -72,7 +72,8 @@ def test_characters_that_training_prunes_and_puts_back_have_the_same_scores_each
 def test_trimming_drops_unused_tokens_keeps_the_segmentation_and_renumbers_special_tokens(
     altclip_folder: Path, captions: list[str]
 ) -> None:
-    full, trimmed = load_tokenizer(altclip_folder), trim_tokenizer(altclip_folder, captions, 70)
+    full = load_tokenizer(altclip_folder)
+    trimmed = trim_tokenizer(altclip_folder, captions, 70)
     assert trimmed.get_vocab_size() < full.get_vocab_size() == 79
     new = ["蓝色的月亮", "一张方块的图片", "black moon", "a picture of a ring", "red 圆环 green"]
     for text in [*captions, *new]:
@@ -152,7 +153,8 @@ def test_a_saved_tokenizer_is_the_same_in_tokenizers_and_in_transformers(
     from transformers import AutoTokenizer
 
     save_tokenizer(trained, tmp_path, 24)
-    own_tokenizer, library_tokenizer = load_tokenizer(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    own_tokenizer = load_tokenizer(tmp_path)
+    library_tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     assert library_tokenizer.model_max_length == 24
     for text in [*captions, "一只猫！", "A cat?"]:
         expected = tokenize_with(trained, {"context_length": 24})([text]).ids[0].tolist()

@@ -93,7 +93,8 @@ def test_features_by_length_are_those_of_one_batch(
 
     monkeypatch.setattr(towers, "text_features", part)
     with torch.no_grad():
-        expected, features = once(tokens), towers.text_features_by_length(tokens)
+        expected = once(tokens)
+        features = towers.text_features_by_length(tokens)
     torch.testing.assert_close(features.embedding, expected.embedding, rtol=0, atol=1e-5)
     real = tokens.mask.bool()
     torch.testing.assert_close(features.tokens[real], expected.tokens[real], rtol=0, atol=1e-5)
@@ -134,10 +135,12 @@ def test_a_teacher_casts_its_weights_once_and_then_computes_what_autocast_does(
     exact, teacher = (
         options.model_validate({"model": folder, "precision": name}).load() for name in ("fp32", precision)
     )
-    pixels, tokens = pixels_for(exact), exact.tokenize(TEXTS * 20)
+    pixels = pixels_for(exact)
+    tokens = exact.tokenize(TEXTS * 20)
 
     def features(towers: Towers) -> list[torch.Tensor]:
-        image, text = towers.image_features(pixels), towers.text_features_by_length(tokens)
+        image = towers.image_features(pixels)
+        text = towers.text_features_by_length(tokens)
         return [image.embedding, image.map, text.embedding, text.tokens]
 
     before = features(exact)

@@ -64,7 +64,8 @@ def trimmed(hub_teachers: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
 def test_pieces_of_other_scripts_are_gone_and_embeddings_in_both_languages_are_those_of_before(
     hub_teachers: Path, trimmed: dict[str, TrimResult], kind: str
 ) -> None:
-    result, before = trimmed[kind], load(hub_teachers / kind)
+    result = trimmed[kind]
+    before = load(hub_teachers / kind)
     after = load(result.folder)
     same(embed(after, TEXTS), embed(before, TEXTS))
     pixels = torch.from_numpy(before.preprocess(noise(40, 50)))[None]
@@ -73,7 +74,8 @@ def test_pieces_of_other_scripts_are_gone_and_embeddings_in_both_languages_are_t
     assert after.vocabulary_rows == result.pieces < result.pieces_before
     assert result.parameters == after.parameters_count()
     assert result.parameters_before - result.parameters == 32 * (result.pieces_before - result.pieces)
-    old, new = vocab_of(before), vocab_of(after)
+    old = vocab_of(before)
+    new = vocab_of(after)
     assert any(map(FOREIGN.search, old)) and not any(map(FOREIGN.search, new))
     assert set(result.split) == set(OTHERS)
     assert [new[piece] for piece in sorted(new, key=old.__getitem__)] == list(range(len(new)))
@@ -118,9 +120,11 @@ def test_with_texts_only_their_pieces_are_kept_and_no_text_in_the_two_scripts_be
     mine = ["一张 cat 的照片", "two horses", *scrambled(40)]
     result = trim(hub_teachers / "altclip", tmp_path / "small", BOTH, TEXTS, mine)
     assert result.pieces < trimmed["altclip"].pieces and result.split == () and result.difference <= 1e-6
-    before, after = load(hub_teachers / "altclip"), load(result.folder)
+    before = load(hub_teachers / "altclip")
+    after = load(result.folder)
     same(embed(after, mine), embed(before, mine))
-    other_texts, unknown = ["red dog 中国照片 猫不在"], before.tokenizer.unk_token
+    other_texts = ["red dog 中国照片 猫不在"]
+    unknown = before.tokenizer.unk_token
     tokens = [towers.tokenizer.convert_ids_to_tokens(towers.tokenize(other_texts).ids[0]) for towers in (before, after)]
     assert unknown not in tokens[0] + tokens[1]
 

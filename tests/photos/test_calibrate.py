@@ -35,7 +35,8 @@ def test_a_label_that_the_model_cannot_tell_is_shown_with_no_picture() -> None:
 def test_predict_leaves_out_labels_below_their_own_thresholds(
     bundle_folder: Path, pictures: list[Path], tmp_path: Path
 ) -> None:
-    model, folder = shutil.copytree(bundle_folder, tmp_path / "model"), tmp_path / "labelled"
+    model = shutil.copytree(bundle_folder, tmp_path / "model")
+    folder = tmp_path / "labelled"
     for name, picture in zip(("红色的圆", "green moon", "none"), pictures, strict=False):
         (folder / name).mkdir(parents=True)
         shutil.copy(picture, folder / name / picture.name)

@@ -41,7 +41,8 @@ def test_the_nearest_come_first() -> None:
 
 
 def test_pictures_are_embedded_once_and_again_when_they_change(bundle_folder: Path, pictures: list[Path]) -> None:
-    model, folder = OnnxEncoder(bundle_folder, "cpu"), pictures[0].parent
+    model = OnnxEncoder(bundle_folder, "cpu")
+    folder = pictures[0].parent
     first = open_index(model, folder)
     assert (first.embedded, len(first.paths)) == (5, 5)
     again = open_index(model, folder)
@@ -81,7 +82,8 @@ def test_a_picture_of_several_folders_is_one_hit(
 
 
 def test_an_index_that_is_broken_is_created_again(bundle_folder: Path, pictures: list[Path]) -> None:
-    model, folder = OnnxEncoder(bundle_folder, "cpu"), pictures[0].parent
+    model = OnnxEncoder(bundle_folder, "cpu")
+    folder = pictures[0].parent
     full = open_index(model, folder)
     for file in blocks():
         damage(file, "cut")
@@ -93,7 +95,8 @@ def test_an_index_that_is_broken_is_created_again(bundle_folder: Path, pictures:
 def test_where_the_cache_cannot_be_written_a_search_is_answered_and_says_that_nothing_is_kept(
     bundle_folder: Path, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, folder = OnnxEncoder(bundle_folder, "cpu"), pictures[0].parent
+    model = OnnxEncoder(bundle_folder, "cpu")
+    folder = pictures[0].parent
     pictures[0].rename(folder.parent / "later.png")
     before = open_index(model, folder)
 
@@ -112,7 +115,8 @@ def test_where_the_cache_cannot_be_written_a_search_is_answered_and_says_that_no
 
 
 def test_rows_of_a_disk_that_is_away_remain(bundle_folder: Path, pictures: list[Path]) -> None:
-    model, folder = OnnxEncoder(bundle_folder, "cpu"), pictures[0].parent
+    model = OnnxEncoder(bundle_folder, "cpu")
+    folder = pictures[0].parent
     (disk := folder / "硬盘 disk").mkdir()
     for picture in pictures[1:]:
         picture.rename(disk / picture.name)
@@ -124,8 +128,10 @@ def test_rows_of_a_disk_that_is_away_remain(bundle_folder: Path, pictures: list[
 
 
 def test_a_broken_picture_is_reported_once_until_it_changes(bundle_folder: Path, pictures: list[Path]) -> None:
-    model, folder = OnnxEncoder(bundle_folder, "cpu"), pictures[0].parent
-    short, name = shortened(model, 8, Silent()), pictures[0].name
+    model = OnnxEncoder(bundle_folder, "cpu")
+    folder = pictures[0].parent
+    short = shortened(model, 8, Silent())
+    name = pictures[0].name
     pictures[0].write_bytes(b"broken")
     (folder / "film.psd").touch()
     first = open_index(model, folder)
@@ -148,7 +154,8 @@ def test_a_broken_picture_is_reported_once_until_it_changes(bundle_folder: Path,
 def test_a_subfolder_and_a_folder_with_exclusions_use_the_index_above(
     bundle_folder: Path, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, folder = OnnxEncoder(bundle_folder, "cpu"), pictures[0].parent
+    model = OnnxEncoder(bundle_folder, "cpu")
+    folder = pictures[0].parent
     below = folder / "下" / "\udcff"
     below.mkdir(parents=True)
     for picture in pictures[:3]:
@@ -171,7 +178,8 @@ class Stopping:
     """A model that is stopped at its third batch."""
 
     def __init__(self, model: OnnxEncoder) -> None:
-        self._model, self._batches = model, 0
+        self._model = model
+        self._batches = 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
@@ -186,7 +194,8 @@ class Stopping:
 def test_embeddings_of_a_stopped_call_are_used_and_bit_for_bit_the_same(
     bundle_folder: Path, pairs: list[Pair], tmp_path: Path
 ) -> None:
-    model, out = OnnxEncoder(bundle_folder, "cpu"), tmp_path / "出.npy"
+    model = OnnxEncoder(bundle_folder, "cpu")
+    out = tmp_path / "出.npy"
     paths = [tmp_path / f"{pair.key}.png" for pair in pairs]
     for path, pair in zip(paths, pairs, strict=True):
         path.write_bytes(pair.image)
@@ -204,7 +213,8 @@ def test_embeddings_of_a_stopped_call_are_used_and_bit_for_bit_the_same(
 def test_shortened_embeddings_have_an_index_of_their_own_made_from_the_full_one(
     bundle_folder: Path, pictures: list[Path]
 ) -> None:
-    model, folder = OnnxEncoder(bundle_folder, "cpu"), pictures[0].parent
+    model = OnnxEncoder(bundle_folder, "cpu")
+    folder = pictures[0].parent
     full = open_index(model, folder)
     short = shortened(model, 8, Silent())
     index = open_index(short, folder)

@@ -30,15 +30,20 @@ from tests.videos import film
 def test_the_server_follows_its_folder_and_waits_for_complete_files(
     bundle_folder: Path, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, folder, lines = OnnxEncoder(bundle_folder, "cpu"), pictures[0].parent, list[str]()
-    content, name, names = pictures[0].read_bytes(), "下/慢\n slow.png", {path.name for path in pictures}
+    model = OnnxEncoder(bundle_folder, "cpu")
+    folder = pictures[0].parent
+    lines = list[str]()
+    content = pictures[0].read_bytes()
+    name = "下/慢\n slow.png"
+    names = {path.name for path in pictures}
     slow = folder / name
     index = open_index(model, folder, exclude=["不要", "*.tmp.png"])
     with TestClient(application(model, [index], say=lines.append, follow_s=0.1)) as client:
 
         def served() -> tuple[set[str], int, int]:
             hits = client.post("/search", data={"text": ["红", "red"]}).json()["results"]
-            health, images = client.get("/health").json(), client.get("/folders").json()["images"]
+            health = client.get("/health").json()
+            images = client.get("/folders").json()["images"]
             return {hit["path"] for hit in hits}, health["unreadable"], images
 
         for excluded in (folder / "不要/a.png", folder / "b.tmp.png"):
@@ -67,7 +72,8 @@ def test_the_server_follows_its_folder_and_waits_for_complete_files(
 def test_following_goes_on_after_an_error_and_what_was_unreadable_for_a_moment_is_read_again(
     bundle_folder: Path, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lines, broken = list[str](), [True]
+    lines = list[str]()
+    broken = [True]
 
     class Encoder(OnnxEncoder):
         def encode_pixels(self, pixels: np.ndarray) -> Any:
@@ -88,7 +94,8 @@ def test_following_goes_on_after_an_error_and_what_was_unreadable_for_a_moment_i
         def images() -> int:
             return int(client.get("/health").json()["images"])
 
-        away, new = index.folder / "别处 away.png", index.folder / "new.png"
+        away = index.folder / "别处 away.png"
+        new = index.folder / "new.png"
         away.write_bytes(pictures[0].read_bytes())
         wait(lambda: any("cannot be read" in line for line in lines), within_s=5)
         new.write_bytes(pictures[1].read_bytes())
@@ -102,7 +109,9 @@ def test_following_goes_on_after_an_error_and_what_was_unreadable_for_a_moment_i
 def test_a_stop_does_not_wait_for_the_list_of_a_slow_folder(
     bundle_folder: Path, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, begun, end = OnnxEncoder(bundle_folder, "cpu"), threading.Event(), threading.Event()
+    model = OnnxEncoder(bundle_folder, "cpu")
+    begun = threading.Event()
+    end = threading.Event()
 
     def list_slowly(*_: Any, **__: Any) -> dict[str, bytes]:
         begun.set()
@@ -121,7 +130,8 @@ def test_a_stop_does_not_wait_for_the_list_of_a_slow_folder(
 def test_a_large_copy_is_embedded_in_parts_without_a_look_for_each(
     bundle_folder: Path, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, folder = OnnxEncoder(bundle_folder, "cpu"), pictures[0].parent
+    model = OnnxEncoder(bundle_folder, "cpu")
+    folder = pictures[0].parent
     monkeypatch.setattr("dcclip_cli.photos.live._NEW_IMAGES", 1)
     with TestClient(application(model, [open_index(model, folder)], follow_s=1)) as client:
         for number in range(20):
@@ -131,11 +141,13 @@ def test_a_large_copy_is_embedded_in_parts_without_a_look_for_each(
 
 def test_a_video_is_followed_and_its_frames_open_it_at_their_times(bundle_folder: Path, pictures: list[Path]) -> None:
     pytest.importorskip("av", reason="av is not installed")
-    model, video = OnnxEncoder(bundle_folder, "cpu"), pictures[0].with_name("假日 #1.mp4")
+    model = OnnxEncoder(bundle_folder, "cpu")
+    video = pictures[0].with_name("假日 #1.mp4")
     with TestClient(application(model, [open_index(model, video.parent)], follow_s=0.1)) as client:
         film(str(video), [Image.open(path) for path in pictures[:3]])
         wait(lambda: client.get("/health").json()["images"] == 6, within_s=10)
-        url, samples = "images/0/%E5%81%87%E6%97%A5%20%231.mp4", client.get("/folders").json()["samples"]
+        url = "images/0/%E5%81%87%E6%97%A5%20%231.mp4"
+        samples = client.get("/folders").json()["samples"]
         frame = client.get(f"/{url}%23t%3D4.5?small=true").content
         hit = client.post("/search", files={"image": frame}).json()["results"][0]
         assert hit["path"].startswith("假日 #1.mp4 @ 0:0") and 2.8 <= hit["time_s"] <= 6.2
@@ -153,10 +165,12 @@ def test_a_video_is_followed_and_its_frames_open_it_at_their_times(bundle_folder
 
 def test_duplicates_are_of_all_folders_as_they_are_now(tmp_path: Path) -> None:
     pytest.importorskip("av", reason="av is not installed")
-    photos, folders = Path(__file__).parents[2] / "recipes/starter/photos", [tmp_path / "相册", tmp_path / "photos"]
+    photos = Path(__file__).parents[2] / "recipes/starter/photos"
+    folders = [tmp_path / "相册", tmp_path / "photos"]
     shutil.copytree(photos, folders[0])
     (folders[1] / "下").mkdir(parents=True)
-    cat, copy = Image.open(photos / "cat.jpg"), folders[1] / "下/小 猫.jpg"
+    cat = Image.open(photos / "cat.jpg")
+    copy = folders[1] / "下/小 猫.jpg"
     for name in (copy, copy.with_name("c.tmp.jpg")):
         cat.resize((cat.width // 2, cat.height // 2)).save(name)
     film(str(folders[1] / "猫.mp4"), [cat])
@@ -166,7 +180,8 @@ def test_duplicates_are_of_all_folders_as_they_are_now(tmp_path: Path) -> None:
         assert client.get("/duplicates").status_code == 401
         client.headers["Authorization"] = "Bearer secret"
         response = client.get("/duplicates")
-        [[largest, smaller]], bursts = response.json()["copies"], response.json()["bursts"]
+        [[largest, smaller]] = response.json()["copies"]
+        bursts = response.json()["bursts"]
         assert (largest["folder"], largest["path"], largest["width"]) == (0, "cat.jpg", cat.width) and bursts == []
         assert (smaller["folder"], smaller["path"], smaller["width"]) == (1, "下/小 猫.jpg", cat.width // 2)
         assert client.get(f"/{smaller['url']}").content == copy.read_bytes() and str(tmp_path) not in response.text
@@ -177,11 +192,14 @@ def test_duplicates_are_of_all_folders_as_they_are_now(tmp_path: Path) -> None:
 def test_reloads_wait_for_one_comparison_and_later_ones_compare_new_photographs_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    photos, folder = Path(__file__).parents[2] / "recipes/starter/photos", tmp_path / "相册"
+    photos = Path(__file__).parents[2] / "recipes/starter/photos"
+    folder = tmp_path / "相册"
     shutil.copytree(photos, folder)
     cat = Image.open(photos / "cat.jpg")
     cat.resize((cat.width // 2, cat.height // 2)).save(folder / "小猫.jpg")
-    encoder, calls, compared = load_encoder(resolve("starter"), "cpu"), list[str](), list[int]()
+    encoder = load_encoder(resolve("starter"), "cpu")
+    calls = list[str]()
+    compared = list[int]()
 
     def find_slowly(*arguments: Any) -> Any:
         calls.append("begin")
@@ -224,7 +242,8 @@ def test_no_request_waits_for_an_update_and_a_stop_stores_its_part(bundle_folder
             time.sleep(0.3)
             return super().encode_pixels(pixels)
 
-    model, folder = SlowEncoder(bundle_folder, "cpu"), pictures[0].parent
+    model = SlowEncoder(bundle_folder, "cpu")
+    folder = pictures[0].parent
     app = application(model, [open_index(model, folder)], follow_s=0.1)
     for number in range(300):
         (folder / f"{number}.png").write_bytes(pictures[number % 5].read_bytes())

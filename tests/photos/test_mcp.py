@@ -48,7 +48,8 @@ def folders(tmp_path: Path) -> list[Path]:
 def test_ten_dialogues_find_show_and_label_photos_and_paths_outside_are_refused(folders: list[Path]) -> None:
     command = ["-m", "dcclip_cli", "mcp", *map(str, folders), "--model", "starter", "--device", "cpu"]
     server = mcp.StdioServerParameters(command=sys.executable, args=command, env=dict(os.environ))
-    cat, rocket = next(folders[0].parent.glob("*/cat.jpg")), next(folders[0].parent.glob("*/rocket.jpg"))
+    cat = next(folders[0].parent.glob("*/cat.jpg"))
+    rocket = next(folders[0].parent.glob("*/rocket.jpg"))
 
     async def talk() -> None:
         async with mcp.Client(server) as client:

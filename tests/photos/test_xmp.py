@@ -16,7 +16,8 @@ from dcclip_cli.photos import xmp
 from dcclip_cli.photos.xmp import write_tags
 
 RDF = "xmlns:rdf='http://www.w3.org/1999/02/22-rdf-syntax-ns#'"
-DC, LR = "xmlns:dc='http://purl.org/dc/elements/1.1/'", "xmlns:lr='http://ns.adobe.com/lightroom/1.0/'"
+DC = "xmlns:dc='http://purl.org/dc/elements/1.1/'"
+LR = "xmlns:lr='http://ns.adobe.com/lightroom/1.0/'"
 DIGIKAM = "xmlns:digiKam='http://www.digikam.org/ns/1.0/'"
 EXIFTOOL = f"""<?xpacket begin='\ufeff' id='W5M0MpCehiHzreSzNTczkc9d'?>
 <x:xmpmeta xmlns:x='adobe:ns:meta/'>\r\n<rdf:RDF {RDF}>
@@ -64,7 +65,8 @@ BEFORE = {
 def test_tags_are_added_once_replaced_by_a_further_call_and_undone_byte_for_byte(
     photo: Path, before: str | None
 ) -> None:
-    sidecar, image = sidecar_of(photo), photo.read_bytes()
+    sidecar = sidecar_of(photo)
+    image = photo.read_bytes()
     if before:
         sidecar.write_bytes(before.encode())
     assert write_tags(photo, ["猫", "dog", "a<b"]) and not write_tags(photo, ["猫", "dog", "a<b"])
@@ -106,7 +108,8 @@ def test_exiftool_reads_the_tags_also_where_they_would_hide_those_in_the_photo(p
 
 
 def test_a_sidecar_is_that_of_the_stem_only_if_no_other_file_has_it_and_a_link_stays_one(photo: Path) -> None:
-    by_stem, target = photo.with_suffix(".xmp"), photo.with_name("elsewhere")
+    by_stem = photo.with_suffix(".xmp")
+    target = photo.with_name("elsewhere")
     target.write_text(EXIFTOOL, "utf-8")
     target.chmod(0o600)
     by_stem.symlink_to(target)
@@ -170,7 +173,8 @@ def test_a_large_sidecar_takes_seconds_and_is_restored(photo: Path, content: byt
 
 
 def test_a_sidecar_beyond_a_limit_and_links_to_nothing_or_elsewhere_are_refused(photo: Path, tmp_path: Path) -> None:
-    sidecar, folder = sidecar_of(photo), tmp_path / "相册"
+    sidecar = sidecar_of(photo)
+    folder = tmp_path / "相册"
     with sidecar.open("wb") as stream:
         stream.truncate(3 << 30)
     with pytest.raises(DcclipError, match="cannot edit: more than 16 MB"):

@@ -48,7 +48,8 @@ def _write_run(model_folder: Path, pairs_file: Path, folder: Path) -> None:
     collect(options, root / "collect")
     recipe = {"teacher": {"kind": "altclip", "model": "BAAI/AltCLIP"}, "data": {"train": str(root / "collect")}}
     (root / "resolved.yaml").write_text(yaml.safe_dump(recipe, allow_unicode=True), "utf-8")
-    prompts, fingerprint = read(prompts_of(SETS["dtd"])), model_fingerprint(model_folder)
+    prompts = read(prompts_of(SETS["dtd"]))
+    fingerprint = model_fingerprint(model_folder)
     hashes = {"class_names_sha256": prompts.names["zh"], "templates_sha256": prompts.templates["zh"]}
     zh = {"dataset": "dtd-cn", "language": "zh", **{key: sha256_of(value) for key, value in hashes.items()}}
     mine = result("小模型", guesses(300), **(zh | {"model_fingerprint": f"{fingerprint}-fp32"}))

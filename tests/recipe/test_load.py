@@ -115,7 +115,8 @@ def _finish(run: Path, stage: str) -> None:
 
 
 def test_a_url_with_another_signature_is_the_same_recipe(recipe: Path, tmp_path: Path) -> None:
-    run, data = tmp_path / "runs" / "small", "data.train=https://host/a.tar?signature="
+    run = tmp_path / "runs" / "small"
+    data = "data.train=https://host/a.tar?signature="
     record(load(recipe, [f"{data}猫"]), run)
     _finish(run, "align")
     check_finished(load(recipe, [f"{data}dog"]).recipe, run, again=())

@@ -238,7 +238,8 @@ def test_pairs_that_are_to_be_collected_are_estimated_and_images_outside_of_thei
             place.mkdir(parents=True, exist_ok=True)
         (outside / f"{pair.key}.png").write_bytes(pair.image)
         (folder / f"{pair.key}.png").symlink_to(outside / f"{pair.key}.png")
-    run, source = RunDir(tmp_path / "run"), {"kind": "class_folders", "path": str(tmp_path / "形状 shapes")}
+    run = RunDir(tmp_path / "run")
+    source = {"kind": "class_folders", "path": str(tmp_path / "形状 shapes")}
     values = {
         "data": {"train": "collect"},
         "collect.sources": [source],

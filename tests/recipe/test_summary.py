@@ -38,10 +38,8 @@ def test_a_run_on_images_and_texts_ends_with_the_agreement_with_its_teacher(
 
     rows = json.loads(Path("runs/一生/summary.json").read_text("utf-8"))["rows"]
     assert [row["name"] for row in rows] == ["teacher", "student", "bundle"]
-    teacher, student = (
-        best_texts(f"hf:{recipe['teacher']['model']}", pictures),
-        best_texts("runs/一生/distill/model", pictures),
-    )
+    teacher = best_texts(f"hf:{recipe['teacher']['model']}", pictures)
+    student = best_texts("runs/一生/distill/model", pictures)
     agreement = {
         f"图片 pictures {language}": sum(map(str.__eq__, teacher[language], student[language])) / 5
         for language in TEXTS

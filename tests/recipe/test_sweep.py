@@ -67,7 +67,8 @@ def test_each_run_has_the_weights_of_its_seed_alone_and_a_second_call_runs_nothi
         ]
         for text in (Path(f"runs/一生/{name}.csv").read_text("utf-8") for name in ("table", "runs"))
     )
-    [row], (first, second) = rows, [float(run["value"]) for run in runs]
+    [row] = rows
+    (first, second) = [float(run["value"]) for run in runs]
     assert float(row["mean"]) == (first + second) / 2
     assert float(row["standard deviation"]) == pytest.approx(abs(first - second) / 2**0.5)
     assert float(row["low"]) <= float(row["difference"]) <= float(row["high"])

@@ -62,7 +62,8 @@ def test_embeddings_have_the_form_of_openai_for_texts_and_images_in_their_order(
     inputs = ["红色的圆", data_url(pictures[0].read_bytes()), "a green moon"]
     answer = client.post("/v1/embeddings", json={"model": "any", "input": inputs}).json()
     rows = np.array([row["embedding"] for row in answer["data"]])
-    texts, [image] = model.embed_texts(["红色的圆", "a green moon"]), model.embed_images([pictures[0]])
+    texts = model.embed_texts(["红色的圆", "a green moon"])
+    [image] = model.embed_images([pictures[0]])
     assert (rows * np.stack([texts[0], image, texts[1]])).sum(axis=1).min() > 0.9999
     assert [row["index"] for row in answer["data"]] == [0, 1, 2] and answer["object"] == "list"
     tokens = sum(model._encoder.tokenize([text]).size for text in inputs[::2])
@@ -87,7 +88,8 @@ def test_immich_gets_a_list_as_a_text_padded_with_zeros_for_whatever_model_it_na
     entries = {"clip": {"visual": {"modelName": "ViT-B-32__openai"}}}
     files = {"image": ("blob", pictures[0].read_bytes())}
     answer = client.post("/predict", data={"entries": json.dumps(entries)}, files=files).json()
-    vector, image = np.array(json.loads(answer["clip"])), Image.open(pictures[0])
+    vector = np.array(json.loads(answer["clip"]))
+    image = Image.open(pictures[0])
     assert vector.shape == (512,) and not vector[16:].any()
     assert vector[:16] @ model.embed_images([pictures[0]])[0] > 0.9999
     assert (answer["imageWidth"], answer["imageHeight"]) == image.size
@@ -131,7 +133,8 @@ def test_labels_and_search_are_those_of_predict_and_search(
     hits = client.post("/search", files={"image": content}, data={"top_k": 2}).json()["results"]
     assert hits[0]["path"] == pictures[0].name and hits[0]["score"] > 0.99 and len(hits) == 2
     less = client.post("/search", data={"text": ["红", "圆"], "not": "green"}).json()["results"]
-    plus, minus = model.embed_texts(["红", "圆"]).sum(axis=0), model.embed_texts(["green"])[0]
+    plus = model.embed_texts(["红", "圆"]).sum(axis=0)
+    minus = model.embed_texts(["green"])[0]
     query = (plus - minus) / np.linalg.norm(plus - minus)
     scores = {path.name: float(model.embed_images([path])[0] @ query) for path in pictures}
     assert [hit["path"] for hit in less] == sorted(scores, key=lambda name: -scores[name])
@@ -175,7 +178,8 @@ def test_pictures_with_any_name_are_found_and_those_that_were_replaced_are_not(
 
 
 def test_a_search_among_a_folder_and_days_and_large_pictures_for_browsers(model: Model, pictures: list[Path]) -> None:
-    folder, trip = pictures[0].parent, pictures[0].parent / "旅行 trip"
+    folder = pictures[0].parent
+    trip = pictures[0].parent / "旅行 trip"
     trip.mkdir()
     exif = Image.Exif()
     exif.get_ifd(0x8769)[0x9003] = "2020:05:01 23:59:59"  # DateTimeOriginal
@@ -194,7 +198,8 @@ def test_a_search_among_a_folder_and_days_and_large_pictures_for_browsers(model:
             assert len(content["results"]) == content["images"] >= content["hits"]
             return sorted(hit["path"] for hit in content["results"]), content["images"]
 
-        of_trip, others = (["旅行 trip/a.jpg"], 1), (sorted(path.name for path in pictures), len(pictures))
+        of_trip = (["旅行 trip/a.jpg"], 1)
+        others = (sorted(path.name for path in pictures), len(pictures))
         assert searched(under=below["url"]) == searched(after="2020-05-01", before="2020-05-01") == of_trip
         assert searched(after="2021-03-04", before="2021-03-04") == others and searched()[1] == len(pictures) + 1
         assert searched(under=below["url"], after="2021-01-01") == ([], 0)
@@ -211,7 +216,8 @@ def test_links_out_of_the_folders_are_neither_indexed_nor_sent(
     model: Model, pictures: list[Path], tmp_path: Path
 ) -> None:
     pytest.importorskip("av", reason="av is not installed")
-    folder, outside = pictures[0].parent, tmp_path / "外面 outside"
+    folder = pictures[0].parent
+    outside = tmp_path / "外面 outside"
     outside.mkdir()
     film(str(outside / "假日.mp4"), [Image.open(pictures[0])])
     (outside / "secret.png").write_bytes(pictures[0].read_bytes())
@@ -287,17 +293,16 @@ def test_what_cannot_be_answered_is_one_sentence(
 
 
 def test_a_request_with_many_wrong_items_is_refused_at_the_first(client: TestClient) -> None:
-    nulls, image_url = (
-        [None] * 400_001,
-        {"type": "image_url", "image_url": dict.fromkeys(range(400_001)) | {"url": "https://a.b"}},
-    )
+    nulls = [None] * 400_001
+    image_url = {"type": "image_url", "image_url": dict.fromkeys(range(400_001)) | {"url": "https://a.b"}}
     for body, problem in (
         ({"input": nulls}, "the input contains an item that is not a string"),
         ({"messages": nulls}, "body.messages: "),
         ({"messages": [{"content": nulls}]}, "body.messages.content"),
         ({"messages": [{"content": [image_url]}]}, "not a data URL: 'https://a.b'"),
     ):
-        content, begin = json.dumps(body), time.process_time()
+        content = json.dumps(body)
+        begin = time.process_time()
         answer = client.post("/v1/embeddings", content=content, headers={"content-type": "application/json"})
         assert answer.status_code == 422 and problem in answer.json()["error"]["message"]
         assert time.process_time() - begin < 1.5

@@ -23,7 +23,8 @@ from dcclip_cli.serve.app import application
 
 ROOT = Path(__file__).parent.parent.parent
 BUNDLE = Path(dcclip_cli.__file__).parent / "starter"
-MODEL, PHOTOS = ROOT / "dcclip_cli/starter/model", ROOT / "recipes/starter/photos"
+MODEL = ROOT / "dcclip_cli/starter/model"
+PHOTOS = ROOT / "recipes/starter/photos"
 LABELS = {"cat": ("cat", "猫"), "coffee": ("coffee", "咖啡"), "rocket": ("rocket", "火箭")}
 
 
@@ -135,7 +136,8 @@ def test_it_names_the_words_that_it_ignores_next_to_known_words(text: str, ignor
 
 
 def test_a_search_encodes_its_texts_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, encoded = dcclip_cli.load("starter", device="cpu"), list[str]()
+    model = dcclip_cli.load("starter", device="cpu")
+    encoded = list[str]()
     encode = model._encoder.encode_texts
 
     def encode_texts(texts: list[str]) -> np.ndarray:
@@ -173,7 +175,8 @@ def test_the_readme_shows_its_predictions(readme: str, monkeypatch: pytest.Monke
     typed, told = shown.groups()
     commands = [command for command in typed.splitlines() if command.startswith("dcclip predict")]
     answers = [CliRunner().invoke(app, shlex.split(command)[1:]).stdout for command in commands]
-    lines, printed = [line for line in told.splitlines() if "%" in line], "".join(answers).splitlines()
+    lines = [line for line in told.splitlines() if "%" in line]
+    printed = "".join(answers).splitlines()
     assert [line.split()[0] for line in lines] == [line.split()[0] for line in printed]
     for line, answer in zip(lines, printed, strict=True):
         assert differ_at_most(percentages(line), percentages(answer), 2), f"{line}\n{answer}"

@@ -21,7 +21,8 @@ STARTER, STARTER_MODEL = (Path(__file__).parents[2] / name for name in ("recipes
 sys.path.append(str(STARTER))
 held_out, space, vocabulary = (importlib.import_module(name) for name in ("held_out", "space", "vocabulary"))
 
-HELD_OUT, WORDS = held_out.read(), vocabulary.read_more()
+HELD_OUT = held_out.read()
+WORDS = vocabulary.read_more()
 
 
 def test_there_are_more_than_400_words_of_eight_kinds_in_both_languages() -> None:
@@ -190,7 +191,8 @@ def test_the_head_maps_a_clear_image_to_its_class_and_an_unclear_one_to_unknown(
         hidden = gelu(head["head.mlp.fc1.weight"] @ logits + head["head.mlp.fc1.bias"])
         return normalize(head["head.mlp.fc2.weight"] @ hidden + head["head.mlp.fc2.bias"], dim=0)
 
-    clear, unclear = torch.zeros(6), torch.zeros(6)
+    clear = torch.zeros(6)
+    unclear = torch.zeros(6)
     clear[3] = space.THRESHOLD + 4
     expected = normalize(4 * space.in_space(places)[3] + space.unknown(), dim=0)  # DOUBT is 1
     assert torch.allclose(seen(clear), expected, atol=1e-2)

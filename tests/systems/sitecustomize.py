@@ -42,7 +42,8 @@ class Imitation(ModuleType):
 
 IMITATIONS = {name: Imitation(__import__(name)) for name in ("os", "signal")}
 IMITATIONS["sys"] = Imitation(sys, platform="win32" if IS_WINDOWS else "darwin")
-_import, _replace = builtins.__import__, os.replace
+_import = builtins.__import__
+_replace = os.replace
 
 
 def _imitating_import(name: str, globals: Mapping[str, Any] | None = None, *arguments: Any, **named: Any) -> Any:

@@ -48,7 +48,9 @@ class Watch:
     """A Progress that remembers lines and tasks, and acts when a task has counted to a number."""
 
     def __init__(self, task: str = "", count: int = 0, act: Callable[[], None] = lambda: None) -> None:
-        self._task, self._count, self._act = task, count, act
+        self._task = task
+        self._count = count
+        self._act = act
         self.said: list[str] = []
         self.tasks: list[tuple[str, int, int]] = []
 
@@ -63,7 +65,9 @@ class Watch:
 
 class _Counter:
     def __init__(self, done: int, count: int, act: Callable[[], None]) -> None:
-        self._done, self._count, self._act = done, count, act
+        self._done = done
+        self._count = count
+        self._act = act
 
     def advance(self, steps: int = 1, **figures: float) -> None:
         self._done += steps

@@ -7,7 +7,8 @@ import subprocess
 import sys
 
 if __name__ == "__main__":
-    name, words = os.path.basename(sys.argv[0]), sys.argv[1:]
+    name = os.path.basename(sys.argv[0])
+    words = sys.argv[1:]
     if name == "torchrun":  # as pip installs it
         os.execv(sys.executable, [sys.executable, "-m", "torch.distributed.run", *words])
     if name == "ray":

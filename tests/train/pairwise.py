@@ -82,7 +82,8 @@ def is_whole(row: Row) -> bool:
 
 def related_rows(name: str, stage: str, count: int = 6) -> list[Row]:
     """A random sample of the rows in which a relation holds, with the values that it needs."""
-    relation, related = RELATIONS[name], []
+    relation = RELATIONS[name]
+    related = []
     for row in ARRAYS[stage].rows:
         row = {**row, **{option: label for option, label in relation["within"].items() if option in row}}
         both = [{**row, **relation["first"]}, {**row, **relation["second"]}]

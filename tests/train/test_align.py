@@ -62,7 +62,8 @@ def test_siglip_learns_a_bias_and_any_open_clip_reads_it(aligning: Job) -> None:
 def test_a_distillation_term_keeps_stage_2_near_its_teacher(aligning: Job, model_folder: Path) -> None:
     aligning |= {"teacher": {"kind": "open_clip", "model": str(model_folder)}}
     aligning["options"] |= {"losses": [{"kind": "embedding", "weight": 100}], "steps": 10, "augmentations": 1}
-    held, free = run(aligning), run(elsewhere(aligning, "free", {"losses": []}))
+    held = run(aligning)
+    free = run(elsewhere(aligning, "free", {"losses": []}))
     towers = [load_model(folder) for folder in (model_folder, held.model, free.model)]
     with torch.no_grad():
         before, near, far = (

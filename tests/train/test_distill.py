@@ -68,7 +68,8 @@ def test_a_projecting_classifier_learns_no_bias_and_one_that_an_older_student_br
     aligning: Job, distilling: Job
 ) -> None:
     distilling["student"]["image"] = {"timm": "mobilenetv4_conv_small_050", "size": 32}
-    older, classifier = run(distilling).model, "visual.trunk.classifier"
+    older = run(distilling).model
+    classifier = "visual.trunk.classifier"
     before = weights(older)
     assert not before[f"{classifier}.bias"].any()  # transformers has no place for one
     half = torch.full_like(before[f"{classifier}.bias"], 0.5)
@@ -139,7 +140,8 @@ def test_a_narrower_student_learns_the_teachers_principal_components_in_both_sta
     assert space is not None and space.components.shape == (16, 8)
     torch.testing.assert_close(space.components.T @ space.components, torch.eye(8), atol=1e-5, rtol=0)
     assert not [name for name in state_of(result.model) if name.startswith("model/adapters.")]
-    losses, teacher = [{"kind": "embedding"}], {"kind": "altclip", "model": str(altclip_folder)}
+    losses = [{"kind": "embedding"}]
+    teacher = {"kind": "altclip", "model": str(altclip_folder)}
     aligning |= {"teacher": teacher}
     aligning["options"] |= {"losses": losses, "start": str(result.model), "steps": 2}
     aligned = run(aligning)
@@ -149,7 +151,8 @@ def test_a_narrower_student_learns_the_teachers_principal_components_in_both_sta
 
 def test_principal_components_are_those_of_batches_on_the_teachers_device(distilling: Job) -> None:
     distilling["options"]["teacher_cache"] = False
-    stage, devices = stage_of(distilling), set[str]()
+    stage = stage_of(distilling)
+    devices = set[str]()
 
     class Teacher(TeacherFeatures):
         def features(self, batch: Batch) -> Outputs:
@@ -276,7 +279,8 @@ def test_a_new_text_tower_leaves_the_teachers_image_tower_as_it_is(learning: Job
     assert ours.fingerprint != donor.fingerprint and ours.logit_scale == donor.logit_scale
     rows = [model.encode_pixels(np.zeros((2, 3, 64, 64), np.float32)) for model in (donor, ours)]
     np.testing.assert_array_equal(rows[0], rows[1])
-    before, after = weights(model_folder), weights(learned)
+    before = weights(model_folder)
+    after = weights(learned)
     assert all(torch.equal(after[name], value) for name, value in before.items() if name.startswith("visual."))
     assert not np.allclose(donor.encode_texts(["白色的大树"]), ours.encode_texts(["白色的大树"]), atol=0.01)
 
@@ -291,7 +295,8 @@ def test_chinese_learns_the_teachers_english_and_nothing_of_its_chinese(learning
             components = towers.text_features(towers.tokenize([text])).embedding[0]
         return torch.nn.functional.normalize(components, dim=0)
 
-    english, chinese = embed(donor, "purple fish"), embed(donor, "紫色的小鱼")
+    english = embed(donor, "purple fish")
+    chinese = embed(donor, "紫色的小鱼")
     learnt = embed(ours, "紫色的小鱼")
     assert learnt @ english > max(0.9, float(learnt @ chinese))
     assert embed(ours, "purple fish") @ english > 0.9

@@ -177,7 +177,8 @@ def test_rows_are_those_that_steps_reach_and_captions_that_are_chosen(
 ) -> None:
     pairs = Preview(1_000_000, [{"zh": ("猫", "一只猫", "猫咪"), "en": ("cat",)}])
     previews = {"pairs": pairs, "images": Preview(20, [{"zh": (), "en": ()}])}
-    chosen, data = DistillOptions.model_validate({"augmentations": 4} | options), DataOptions(train="对", images="图")
+    chosen = DistillOptions.model_validate({"augmentations": 4} | options)
+    data = DataOptions(train="对", images="图")
     stage = replace(stages[0], options=chosen, data=data)
     stage.previews = {kind: previews[kind] for kind in stage.sizes}
     assert stage.rows == rows

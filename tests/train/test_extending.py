@@ -36,7 +36,8 @@ def test_a_file_outside_of_the_package_has_a_loss() -> None:
     adapter: TypeAdapter[Any] = TypeAdapter(DistillLoss)
     loss = adapter.validate_python({"kind": KIND, "weight": 10})
     # two images, a right angle apart in one model and equal in the other: two of four cosines differ by 1
-    first, second = outputs(((1.0, 0.0), (0.0, 3.0))), outputs(((1.0, 0.0), (2.0, 0.0)))
+    first = outputs(((1.0, 0.0), (0.0, 3.0)))
+    second = outputs(((1.0, 0.0), (2.0, 0.0)))
     assert {name: float(term) for name, term in loss.terms(first, [second], NONE).items()} == {"RelationLoss": 0.5}
     assert adapter.dump_python(loss) == {"kind": KIND, "weight": 10.0, "teacher": 0, "power": 2.0}
 

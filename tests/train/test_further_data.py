@@ -132,7 +132,8 @@ def test_the_rate_counts_images_and_texts_only_in_steps_without_images(
 @pytest.fixture
 def further(aligning: Job, model_folder: Path, pairs: list[Pair], folder: Path, tmp_path: Path) -> Job:
     """Stage 2 on eight of the pairs, held to the model that it starts from, with the other pictures and eight lines."""
-    some_pairs, lines = tmp_path / "some.parquet", tmp_path / "lines.tsv"
+    some_pairs = tmp_path / "some.parquet"
+    lines = tmp_path / "lines.tsv"
     write_parquet(some_pairs, pairs[:8])
     lines.write_text("".join(f"{zh}\t{en}\n" for zh, en in zip(ZH, EN, strict=True)), "utf-8")
     aligning["data"] = {"train": str(some_pairs), "images": str(folder), "texts": str(lines)}

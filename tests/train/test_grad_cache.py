@@ -78,7 +78,8 @@ def test_losses_are_computed_in_fp32_in_any_precision_of_the_towers_of_which_the
     losses = [FeatureMapLoss(), TokenFeaturesLoss(), TaskLoss(cross_lingual=0.5), EmbeddingLoss(), SimilarityLoss()]
     task = TrainingTask(stage.student, losses, [OnlineTeacher(teacher, 0, (), widths(teacher))])
     with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-        teachers, student = task.teacher_outputs(batch), task.outputs(batch)
+        teachers = task.teacher_outputs(batch)
+        student = task.outputs(batch)
         terms = task.terms(batch, student, teachers)
     assert student.image.embedding.dtype == student.texts["zh"].embedding.dtype == dtype
     expected = task.terms(batch, student, teachers)
@@ -127,12 +128,14 @@ def test_parts_that_lack_captions_sum_up_to_the_whole_batch(
     stage: TrainingTask, accelerator: Accelerator, altclip_folder: Path, tmp_path: Path, pairs: list[Pair],
     language: str, captioned: int,
 ) -> None:  # fmt: skip
-    teacher, student = AltClipTeacher(model=str(altclip_folder)).load(), stage.student
+    teacher = AltClipTeacher(model=str(altclip_folder)).load()
+    student = stage.student
     lacking = [replace(pair, zh=()) if language == "zh" else replace(pair, en=()) for pair in pairs[captioned:8]]
     write_parquet(tmp_path / "pairs.parquet", [*pairs[:captioned], *lacking])
     write_parquet(tmp_path / "images.parquet", pairs[8:12])
     (tmp_path / "texts.tsv").write_text("zh\ten\n红\tred\n蓝色的圆\t\n\tgreen bar\n绿色的方块\tgreen square\n", "utf-8")
-    images, texts = open_images(tmp_path / "images.parquet"), open_texts(tmp_path / "texts.tsv")
+    images = open_images(tmp_path / "images.parquet")
+    texts = open_texts(tmp_path / "texts.tsv")
     data = ConcatDataset([open_pairs(tmp_path / "pairs.parquet"), images, texts])
     collate = Collator(
         data, 0, Augment(), CaptionOptions(first=1), student.preprocess, student.tokenize,
@@ -144,8 +147,10 @@ def test_parts_that_lack_captions_sum_up_to_the_whole_batch(
         task = TrainingTask(
             student, losses, [OnlineTeacher(teacher, 0, (), widths(teacher))], freeze_batch_norms=True
         ).train()
-        full, expected = backward(task, batch, 1, accelerator), gradients(task)
-        terms, grads = of(task, batch, 4, accelerator), gradients(task)
+        full = backward(task, batch, 1, accelerator)
+        expected = gradients(task)
+        terms = of(task, batch, 4, accelerator)
+        grads = gradients(task)
         assert all(torch.isfinite(value).all() for value in (*full.values(), *terms.values(), *grads.values()))
         assert losses == MEANS or "student.model.logit_scale" in grads
         if losses == MEANS or of == cached_backward:

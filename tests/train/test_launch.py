@@ -69,7 +69,8 @@ def test_two_processes_that_are_stopped_go_on_to_the_weights_of_one_that_is_not(
     sgd = {"kind": "sgd", "lr": 0.02, "momentum": 0.9}
     aligning["options"] |= {"steps": 30, "freeze_batch_norms": True, "optimizer": sgd, "checkpoint_every_steps": 1000}
     aligning["options"] |= {"accumulate": 2, "gradient_cache": True}
-    file, out = recipe(aligning, tmp_path), tmp_path / "out"
+    file = recipe(aligning, tmp_path)
+    out = tmp_path / "out"
     with start(file, out, "--processes", "2") as process:
         wait_for_steps(out, process)
         ranks = psutil.Process(process.pid).children(recursive=True)
@@ -119,7 +120,8 @@ def shell(command: str) -> Started:
 def test_a_job_of_slurm_holds_its_folder_stops_all_tasks_while_one_waits_for_data_is_requeued_and_resumes(
     page: dict[str, str], aligning: Job, tmp_path: Path
 ) -> None:
-    file, out = tmp_path / "recipe.yaml", tmp_path / "out"
+    file = tmp_path / "recipe.yaml"
+    out = tmp_path / "out"
     content = yaml.safe_load(file.read_text("utf-8")) | {"eval": {"datasets": [aligning["data"]]}}
     file.write_text(yaml.safe_dump(content, allow_unicode=True), "utf-8")
     job = shell("sbatch train.sh")

@@ -27,7 +27,8 @@ def lazy(folder: Path, layers: tuple[int, ...] = (0,)) -> LazyTeacher:
 
 
 def test_facts_are_those_of_the_loaded_teacher_and_are_known_without_it_afterwards(folder: Path) -> None:
-    first, second = lazy(folder), lazy(folder)
+    first = lazy(folder)
+    second = lazy(folder)
     towers = AltClipTeacher(model=str(folder)).load()
     facts = first.facts
     assert (facts.fingerprint, facts.logit_scale) == (towers.fingerprint, towers.logit_scale)

@@ -20,7 +20,8 @@ def moments(job: Job) -> int:
 
 def test_linear_layers_attention_and_1_x_1_convolutions_change_and_the_optimizer_takes_a_quarter(aligning: Job) -> None:
     start = weights(Path(aligning["options"]["start"]))
-    full, small = elsewhere(aligning, "whole"), elsewhere(aligning, "small", {"lora": {"rank": 1}})
+    full = elsewhere(aligning, "whole")
+    small = elsewhere(aligning, "small", {"lora": {"rank": 1}})
     run(full)
     result = run(small)
     assert moments(small) <= moments(full) / 4
@@ -44,14 +45,16 @@ def test_linear_layers_attention_and_1_x_1_convolutions_change_and_the_optimizer
 
 def test_the_merged_model_gives_what_the_trained_one_gave(model_folder: Path) -> None:
     towers = load_model(model_folder)
-    model, tokens = towers.model, towers.tokenize(["一只红色的猫", "a red cat"])
+    model = towers.model
+    tokens = towers.tokenize(["一只红色的猫", "a red cat"])
     pixels = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
     def outputs() -> list[torch.Tensor]:
         with torch.no_grad():
             return [towers.image_features(pixels).embedding, towers.text_features(tokens).embedding]
 
-    before, names = outputs(), set(model.state_dict())
+    before = outputs()
+    names = set(model.state_dict())
     add_lora(model, LoraOptions(rank=2), None, 0)
     for tensor, loaded in zip(before, outputs(), strict=True):
         torch.testing.assert_close(tensor, loaded)  # the second matrices begin with zeros

@@ -17,7 +17,8 @@ from tests.train.jobs import refused
 
 TEACHER = AltClipTeacher(model="老师")
 STUDENT: dict[str, Any] = {"image": {"timm": "test_resnet", "size": 32}}
-EMBEDDING, MAPS = {"kind": "embedding"}, {"kind": "feature_map"}
+EMBEDDING = {"kind": "embedding"}
+MAPS = {"kind": "feature_map"}
 
 
 def stage_of(name: str, options: dict[str, Any], data: dict[str, Any], **context: Any) -> Stage:
@@ -34,7 +35,8 @@ def found(name: str, options: dict[str, Any], data: dict[str, Any], **context: A
     return [(".".join(map(str, key)), error.what, error.hint) for key, error in problems(stage)]
 
 
-PAIRS, TEXTS = {"train": "对.tar"}, {"texts": "词.tsv"}
+PAIRS = {"train": "对.tar"}
+TEXTS = {"texts": "词.tsv"}
 INHERITING: dict[str, Any] = {"text": {"inherit": "layers", "vocabulary": {"from": "teacher", "size": 300}}}
 
 
@@ -92,7 +94,8 @@ def test_a_long_warm_up_and_lora_on_random_weights_are_warned_of() -> None:
         "warning: distill: warmup_steps is 1,000 of 4 steps, so optimizer.lr is never reached",
         "warning: distill: LoRA keeps the image tower's weights, which are random",
     ]
-    stage.steps, stage.new_student = 1_001, None
+    stage.steps = 1_001
+    stage.new_student = None
     assert not list(warnings(stage))
 
 

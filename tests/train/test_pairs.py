@@ -66,7 +66,8 @@ def _in_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def initial(monkeypatch: pytest.MonkeyPatch) -> dict[str, torch.Tensor]:
     """The weights that the last run began with."""
-    initial, restore = dict[str, torch.Tensor](), Trainer.restore
+    initial = dict[str, torch.Tensor]()
+    restore = Trainer.restore
 
     def observed(trainer: Trainer) -> None:
         weights = trainer.task.model.state_dict()
@@ -90,7 +91,8 @@ def refusal(job: Job) -> DcclipError | None:
 
 def assert_trained_well(row: Row, folder: Path, initial: dict[str, torch.Tensor]) -> None:
     """What is logged is finite, no step was skipped, what is frozen has its bytes, and what learns has others."""
-    lines, trained = logged(folder), weights(folder / "model")
+    lines = logged(folder)
+    trained = weights(folder / "model")
     assert all(math.isfinite(value) for line in lines for value in line.values())
     assert not any(line.get("skipped_steps") for line in lines)
     changed = {name for name, value in trained.items() if not torch.equal(value, initial[name].to(value.dtype))}

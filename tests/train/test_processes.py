@@ -65,7 +65,9 @@ def agree(shared_folder: str) -> None:
     with pytest.raises(RuntimeError, match=r"Unpicklable.*一"):
         from_first(fail_unpicklable)
     # Each validates a share; an image that one of them cannot read ends both.
-    validation._ROWS, data, bad = 2, folder / str(rank), Pair("坏", b"no image", ("红",))
+    validation._ROWS = 2
+    data = folder / str(rank)
+    bad = Pair("坏", b"no image", ("红",))
     towers: Any = Colours()
     assert open_validation(coloured(data), ("zh", "en"), rank)(towers) == TOP1
     assert towers.images == (2, 3)[rank]
@@ -114,15 +116,19 @@ def test_two_processes_train_as_one_does_on_the_same_batches(
         job["data"] = dict.fromkeys(("train", "images"), job["data"])
         job["options"] |= {"losses": [*COMPARING[2:], {"kind": "cross_lingual"}], "accumulate": 2}
         job["options"] |= {"captions": {"caption_fraction": 0.13}}  # of one pair: one process has no text
-    alone, two, shorter = elsewhere(job, "one"), elsewhere(job, "two"), elsewhere(job, "shorter", {"steps": 1})
-    full, first = weights(run(alone)), weights(run(shorter))
+    alone = elsewhere(job, "one")
+    two = elsewhere(job, "two")
+    shorter = elsewhere(job, "shorter", {"steps": 1})
+    full = weights(run(alone))
+    first = weights(run(shorter))
     (tmp_path / "job.json").write_text(json.dumps(two))
     in_processes(2, run_job, tmp_path / "job.json")
     folder = Path(two["root"], stage)
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
     assert max(float((value - first[name]).abs().max()) for name, value in full.items()) > 1e-3
     assert_close(weights(folder / "model"), full)
-    expected, last = logged(Path(alone["root"], stage))[-1], logged(folder)[-1]
+    expected = logged(Path(alone["root"], stage))[-1]
+    last = logged(folder)[-1]
     assert last["step"] == 20
     assert last["loss"] == pytest.approx(expected["loss"], rel=1e-4), "the log tells of the whole batch"
 
@@ -153,7 +159,8 @@ def test_four_processes_that_are_killed_go_on_as_two_to_the_weights_of_four_that
     job["options"] = {"steps": 12, "log_every_steps": 1, "validate_every_steps": 4, "freeze_batch_norms": True}
     job["options"] |= {"optimizer": {"kind": "sgd", "lr": 0.02, "momentum": 0.9}, "ema": 0.8, "keep_checkpoints": 2}
     job["options"] |= {"start": "scratch", "cross_lingual": 0.5} if stage == "align" else {"augmentations": 2}
-    unbroken, folder = elsewhere(job, "unbroken"), Path(job["root"], stage)
+    unbroken = elsewhere(job, "unbroken")
+    folder = Path(job["root"], stage)
     for name, content in (("job", job), ("unbroken", unbroken)):
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
     in_processes(4, run_job, tmp_path / "unbroken.json")
@@ -171,7 +178,8 @@ def test_four_processes_that_are_killed_go_on_as_two_to_the_weights_of_four_that
 # ---- which parameters a step leaves without a gradient: DDP looks for those only where there may be any
 
 
-EMBEDDING, MAPS = {"kind": "embedding"}, [{"kind": "feature_map"}, {"kind": "token_features"}]
+EMBEDDING = {"kind": "embedding"}
+MAPS = [{"kind": "feature_map"}, {"kind": "token_features"}]
 
 
 @pytest.mark.parametrize(

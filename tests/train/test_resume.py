@@ -35,7 +35,9 @@ def test_killed_in_the_middle_and_run_again_gives_the_weights_of_the_unbroken_ru
     distilling["options"] |= {"workers": 1}
     kill(distilling, "distill", 5)
     folder = Path(distilling["root"], "distill")
-    saved, progress = latest_checkpoint(folder / "state"), Watch()  # the one of step 4 may not have been written yet
+    # the one of step 4 may not have been written yet
+    saved = latest_checkpoint(folder / "state")
+    progress = Watch()
     assert saved and saved.name in ("step-00000002", "step-00000004") and not (folder / "model").exists()
     result = run(distilling, progress)
     assert f"distill: resuming from step {saved.name[-1]} of 6" in progress.said
@@ -57,7 +59,8 @@ def test_a_signal_in_any_step_loses_neither_a_validation_nor_a_metric(
     distilling["options"] |= {"validate_every_steps": 2, "keep": "best", "patience": patience}
     if patience == 1:  # the second validation is as good as the first
         distilling["options"] |= {"optimizer": {"lr": 1e-30}, "freeze_batch_norms": True}
-    cut_step, train_step = 0, Trainer.train_step
+    cut_step = 0
+    train_step = Trainer.train_step
 
     def signalled(trainer: Trainer, batch: Batch) -> Any:
         result = train_step(trainer, batch)

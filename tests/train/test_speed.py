@@ -152,7 +152,8 @@ def test_the_average_is_torchs_bit_for_bit_and_counts_are_the_models() -> None:
 def test_operations_of_a_resnet_50_are_those_that_papers_give() -> None:
     text = {"layers": 1, "width": 32, "vocabulary": {"size": 300}}
     student = blank_student(StudentOptions.model_validate({"preset": "RN50", "text": text}), 768)
-    pixels, ids = torch.zeros(2, 3, 224, 224), torch.zeros(2, 5, dtype=torch.int64)
+    pixels = torch.zeros(2, 3, 224, 224)
+    ids = torch.zeros(2, 5, dtype=torch.int64)
     flops = forward_flops(student, pixels, [Tokens(ids, torch.ones_like(ids))])
     assert flops.image / 2 == pytest.approx(8.2e9, rel=0.02)  # 4.1 G multiplications: He et al. 2015, timm
     assert 0 < flops.text < 1e6
@@ -208,7 +209,8 @@ def test_a_compiled_run_that_is_interrupted_ends_with_the_same_weights(distillin
     for job, way in zip(jobs, (False, True, True), strict=True):
         job["options"] = job["options"] | {"compile": way, "teacher_cache": False}
     counters.clear()
-    eager, compiled = run(jobs[0]), run(jobs[1])
+    eager = run(jobs[0])
+    compiled = run(jobs[1])
     assert counters["stats"]["unique_graphs"] <= 4  # the student's images, the teacher's, its texts
     interrupt(jobs[2], "distill", 3)
     assert sha256(run(jobs[2])) == sha256(compiled)

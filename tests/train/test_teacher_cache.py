@@ -102,7 +102,8 @@ def contents(cache: TeacherCache) -> dict[tuple[str, bytes], bytes]:
     """Every stored row, by array and key."""
     features: dict[tuple[str, bytes], bytes] = {}
     for file in sorted(cache.folder.rglob("*.safetensors")):
-        arrays, stored = open_block(file), FeatureStore(file.parent)
+        arrays = open_block(file)
+        stored = FeatureStore(file.parent)
         for name in arrays.keys() - {"keys", "text_states.offsets"}:
             for key in arrays["keys"]:
                 features.setdefault((name, key.tobytes()), stored.read(name, key.copy().view("S16")).tobytes())
@@ -141,7 +142,8 @@ def test_cached_features_are_the_teachers_to_fp16(
 ) -> None:
     teacher = TransformersTeacher(model=str(request.getfixturevalue(f"{name}_folder"))).load()
     reading = collator(pairs_file, student, teacher, second=second)
-    cache, online = filled(teacher, reading, tmp_path), OnlineTeacher(teacher, 0, (), WIDTHS)
+    cache = filled(teacher, reading, tmp_path)
+    online = OnlineTeacher(teacher, 0, (), WIDTHS)
     for samples in ([(0, 0), (13, 0), (39, 0)], [(5, 1), (38, 1)], [(7, 3)], [(7, 8), (6, 8)]):
         batch = read(cache, reading, samples)
         assert_same_targets(cache.features(batch), online.features(batch))
@@ -208,7 +210,8 @@ def test_only_rows_that_a_change_touches_are_computed(
     images: int,
     texts: int,
 ) -> None:
-    reading, teacher = collator(pairs_file, student, altclip, augmentations=1), altclip
+    reading = collator(pairs_file, student, altclip, augmentations=1)
+    teacher = altclip
     filled(altclip, reading, tmp_path, losses=(FeatureMapLoss(),) if change == "tokens" else ALL)
     losses: tuple[Loss, ...] = ALL
     grids = None
@@ -232,7 +235,8 @@ def test_only_rows_that_a_change_touches_are_computed(
 def test_a_cache_that_was_complete_is_not_looked_through_again_unless_a_block_is_gone(
     pairs_file: Path, student: Towers, altclip: Towers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reading, loaders = collator(pairs_file, student, altclip), list[int]()
+    reading = collator(pairs_file, student, altclip)
+    loaders = list[int]()
 
     def noted(*arguments: Any, **options: Any) -> Any:
         loaders.append(1)
@@ -309,7 +313,8 @@ def test_the_maps_of_several_layers_are_stored_each_on_its_students_grid(
     reading = collator(pairs_file, student, altclip)
     cache = filled(altclip, reading, tmp_path, (loss,), {-2: Grid(4, 4), -1: Grid(2, 2)})
     batch = read(cache, reading, [(0, 0), (20, 1)])
-    cached, online = cache.features(batch).image, OnlineTeacher(altclip, 0, (0,), WIDTHS).features(batch).image
+    cached = cache.features(batch).image
+    online = OnlineTeacher(altclip, 0, (0,), WIDTHS).features(batch).image
     torch.testing.assert_close(cached.layer(0), online.layer(0), **FP16)  # 4 x 4 is the teacher's own grid
     torch.testing.assert_close(cached.layer(-1), to_grid(online.layer(-1), 2, 2), **FP16)
     assert not torch.equal(online.layer(0), online.layer(-1))

@@ -105,11 +105,15 @@ def train(pairs_file: Path, tmp_path: Path) -> Train:
         settings = {"steps": 4, "batch_size": 8, "warmup_steps": 0, "workers": 0, "precision": "fp32"} | options
         chosen = DistillOptions.model_validate(settings)
         stage = Stage(chosen, RunDir(tmp_path), DataOptions(train=str(pairs_file)), progress=progress or Silent())
-        stage.folder, stage.task, stage.validate, stage.identity = tmp_path, task, validate, {"of": "toy"}
+        stage.folder = tmp_path
+        stage.task = task
+        stage.validate = validate
+        stage.identity = {"of": "toy"}
         stage.collator = Collator(stage.training.dataset, 0, Augment(), CaptionOptions(), pixels, _tokens)
         trained = Trainer(stage)
         if scaler is not None:  # as Accelerate makes it for fp16 on a GPU
-            trained.accelerator.state._mixed_precision, trained.accelerator.native_amp = "fp16", True
+            trained.accelerator.state._mixed_precision = "fp16"
+            trained.accelerator.native_amp = True
             trained.accelerator.scaler = scaler
             trained._accelerated_optimizer = AcceleratedOptimizer(trained.optimizer, scaler=scaler)
         metrics = trained.run(finish)
@@ -165,7 +169,8 @@ class Turned(Toy):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         slopes = torch.tensor([1.0, 0.5, 0.2, 0.1])
-        adapter, rest = self.image_embedding.diagonal(), self.token_embedding.sum(1) + self.bias
+        adapter = self.image_embedding.diagonal()
+        rest = self.token_embedding.sum(1) + self.bias
         return {"all": ((adapter + rest) * slopes).sum()}
 
 
@@ -180,7 +185,8 @@ def test_muon_moves_every_direction_of_a_matrix_alike_and_leaves_the_rest_to_ada
     adapter = module.image_embedding
     assert adapter.diagonal().tolist() == pytest.approx([-0.04] * 4, rel=0.35)
     assert (adapter - adapter.diagonal().diag()).abs().max() < 1e-3
-    muon, adamw = Turned(), Turned()
+    muon = Turned()
+    adamw = Turned()
     train(muon, steps=3, optimizer=options | {"eps": 0.5, "weight_decay": 0.1})
     train(adamw, steps=3, optimizer={"lr": 0.01, "eps": 0.5, "weight_decay": 0.1})
     torch.testing.assert_close(muon.bias, adamw.bias)
@@ -208,7 +214,8 @@ def test_position_parameters_are_not_decayed(trunk: nn.Module, positions: list[s
 def test_the_gradient_is_clipped_to_its_largest_norm(train: Train) -> None:
     figures = train(Pulled(), steps=1)
     assert figures["gradient_norm"] == pytest.approx(7**0.5)  # before clipping: seven slopes of one
-    free, clipped = Pulled(), Pulled()
+    free = Pulled()
+    clipped = Pulled()
     options = {"steps": 1, "optimizer": {"lr": 1.0, "eps": 1.0, "weight_decay": 0}}  # steps of g / (|g| + 1)
     train(free, clip_norm=None, **options)
     train(clipped, clip_norm=0.1, **options)
@@ -225,7 +232,8 @@ def test_a_spike_in_one_tower_leaves_the_step_of_the_other_unchanged(train: Trai
     sgd = {"kind": "sgd", "lr": 1.0, "momentum": 0.0, "weight_decay": 0}
     with pytest.raises(ValidationError, match="no effect without clip_norm"):
         DistillOptions(steps=1, clip_norm=None, clip_towers=True)
-    together, apart = Spiked(), Spiked()
+    together = Spiked()
+    apart = Spiked()
     train(together, steps=1, optimizer=sgd, clip_norm=1.0)
     metrics = train(apart, steps=1, optimizer=sgd, clip_norm=1.0, clip_towers=True)
     assert together.bias.tolist() == pytest.approx([1 - 1e-4] * 2)
@@ -282,14 +290,16 @@ def test_a_checkpoint_is_due_after_some_minutes_and_the_last_ones_are_kept(
 def test_training_goes_on_while_a_checkpoint_is_written_which_has_the_state_of_its_step(
     train: Train, monkeypatch: pytest.MonkeyPatch, ema: float | None
 ) -> None:
-    at_step_5, progress = Event(), Watch()
+    at_step_5 = Event()
+    progress = Watch()
 
     def write(*arguments: Any) -> None:
         assert at_step_5.wait(30), "training waits for the checkpoint"
         write_checkpoint(*arguments)
 
     monkeypatch.setattr(checkpoint, "write_checkpoint", write)
-    unbroken, resumed = Pulled(), Pulled()
+    unbroken = Pulled()
+    resumed = Pulled()
     options = {"steps": 5, "checkpoint_every_steps": 3, "ema": ema}
     train(unbroken, Watch("distill", 5, at_step_5.set), **options)  # whose end waits for the checkpoint
     train(resumed, progress, **options)
@@ -308,7 +318,8 @@ def test_a_checkpoint_that_cannot_be_written_ends_training_soon(train: Train, tm
 def test_a_checkpoint_that_fails_once_loses_no_whole_step(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    task, tried = Pulled(), list[int]()
+    task = Pulled()
+    tried = list[int]()
 
     def write(folder: Path, state: TrainState, *arguments: Any) -> None:
         tried.append(state.step)
@@ -336,7 +347,8 @@ class Failing(Pulled):
 
     def __init__(self, step: int = 0) -> None:
         super().__init__()
-        self.step, self.norm = step, nn.BatchNorm1d(2)
+        self.step = step
+        self.norm = nn.BatchNorm1d(2)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         self.norm(batch.sample_index[:, None].expand(-1, 2).float())
@@ -346,7 +358,8 @@ class Failing(Pulled):
 
 
 def test_a_step_that_fails_leaves_the_state_after_the_step_before(train: Train, tmp_path: Path) -> None:
-    uninterrupted, resumed = Failing(), Failing()
+    uninterrupted = Failing()
+    resumed = Failing()
     train(uninterrupted)
     with pytest.raises(RuntimeError, match="closed by peer"):
         train(Failing(3), checkpoint_every_steps=99)
@@ -381,7 +394,8 @@ def test_a_validation_that_a_signal_interrupts_is_done_first_when_training_resum
 
 
 def test_a_frozen_weight_that_changes_is_a_bug_and_no_model_is_saved(train: Train) -> None:
-    task, saved = Pulled(), list[float]()
+    task = Pulled()
+    saved = list[float]()
     task.bias.requires_grad_(False)
 
     def validate() -> dict[str, float]:
@@ -398,7 +412,9 @@ class NowAndThen(Pulled):
 
     def __init__(self, *bad: int, idle: tuple[int, ...] = ()) -> None:
         super().__init__()
-        self.bad, self.idle, self.norm = bad, idle, nn.BatchNorm1d(2)
+        self.bad = bad
+        self.idle = idle
+        self.norm = nn.BatchNorm1d(2)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         terms = super().forward(batch)
@@ -410,7 +426,8 @@ class NowAndThen(Pulled):
 
 
 def test_steps_that_are_not_finite_change_nothing_and_are_counted(train: Train, tmp_path: Path) -> None:
-    task, ema = NowAndThen(2, 3), 0.75
+    task = NowAndThen(2, 3)
+    ema = 0.75
     sgd = {"kind": "sgd", "lr": 0.1, "momentum": 0.0}
     metrics = train(task, steps=5, log_every_steps=1, optimizer=sgd, clip_norm=None, ema=ema)
     assert metrics["skipped_steps"] == 2
@@ -426,8 +443,10 @@ def test_steps_that_are_not_finite_change_nothing_and_are_counted(train: Train, 
 
 def test_fp16_halves_its_scale_at_a_step_that_is_not_finite_and_resumes_with_it(train: Train, tmp_path: Path) -> None:
     options = {"steps": 5, "optimizer": {"kind": "sgd", "lr": 0.1, "momentum": 0.0}, "clip_norm": None}
-    uninterrupted, resumed = torch.amp.GradScaler("cpu", init_scale=1024.0), torch.amp.GradScaler("cpu", init_scale=4.0)
-    unbroken, task = NowAndThen(2, 3), NowAndThen(2, 3)
+    uninterrupted = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    resumed = torch.amp.GradScaler("cpu", init_scale=4.0)
+    unbroken = NowAndThen(2, 3)
+    task = NowAndThen(2, 3)
     assert train(unbroken, scaler=uninterrupted, **options)["skipped_steps"] == 2
     assert uninterrupted.get_scale() == 256
     with pytest.raises(KeyboardInterrupt):
@@ -469,7 +488,8 @@ class Tempered(Toy):
 @pytest.mark.parametrize("ema", [None, 0.5])
 def test_a_temperature_at_its_bound_falls_again_and_resumes_alike(train: Train, ema: float | None) -> None:
     options = {"steps": 8, "optimizer": {"kind": "sgd", "lr": 0.1, "momentum": 0.0}, "ema": ema}
-    unbroken, resumed = Tempered(), Tempered()
+    unbroken = Tempered()
+    resumed = Tempered()
     train(unbroken, **options)
     assert unbroken.scales[:5] == pytest.approx([99, 100, 100, 100, 100])
     rates = [0.1 * learning_rate_factor(step, 0, 8) for step in (4, 5, 6)]

@@ -49,7 +49,8 @@ def test_info_nce_leaves_out_captions_that_an_image_has_as_well() -> None:
     vectors = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])  # images 0 and 2 look and are called the same
     shared = torch.tensor([[0, 0, 1], [0, 0, 0], [1, 0, 0]], dtype=torch.bool)
     # rows 0 and 2 are told from row 1 only; row 1 from two others
-    row, middle = math.log(1 + math.exp(-3)), math.log(1 + 2 * math.exp(-3))
+    row = math.log(1 + math.exp(-3))
+    middle = math.log(1 + 2 * math.exp(-3))
     result = float(info_nce(vectors, vectors, torch.tensor(3.0), (shared, shared.T)))
     # in fp32 differences of two numbers just above 3, which have 22 bits behind the point
     assert result == pytest.approx((2 * row + middle) / 3, abs=2**-21)
@@ -59,7 +60,8 @@ def test_the_mean_over_processes_is_the_whole_loss(monkeypatch: pytest.MonkeyPat
     image, zh = unit_vectors(random_outputs(14))
     shared = torch.zeros(6, 6, dtype=torch.bool)
     shared[0, 3] = shared[5, 1] = True
-    scale, bias = torch.tensor(9.0), torch.tensor(-3.0)
+    scale = torch.tensor(9.0)
+    bias = torch.tensor(-3.0)
     monkeypatch.setattr("dcclip_cli.train.distributed.process_count", lambda: 2)
     halves = [slice(2), slice(2, 6)]  # unequal shares
     losses: list[Any] = [info_nce, lambda one, other, scale, *more: sigmoid_loss(one, other, scale, bias, *more)]
@@ -71,7 +73,9 @@ def test_the_mean_over_processes_is_the_whole_loss(monkeypatch: pytest.MonkeyPat
 
 def test_the_sigmoid_loss_counts_shared_captions_as_positives() -> None:
     vectors = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
-    scale, bias, shared = torch.tensor(2.0), torch.tensor(1.0), torch.tensor([[0, 1], [0, 0]], dtype=torch.bool)
+    scale = torch.tensor(2.0)
+    bias = torch.tensor(1.0)
+    shared = torch.tensor([[0, 1], [0, 0]], dtype=torch.bool)
     # four logits of 3, three of them positives, one negative; a mean over two images
     expected = (3 * math.log(1 + math.exp(-3)) + math.log(1 + math.exp(3))) / 2
     assert float(sigmoid_loss(vectors, vectors, scale, bias, (shared, shared.T))) == pytest.approx(expected, rel=1e-5)

@@ -50,7 +50,8 @@ def test_a_batch_without_images_or_without_texts_trains_the_other_tower_only() -
 
 
 def test_interactive_sets_each_student_tower_against_the_teachers_other_one() -> None:
-    student, teacher = random_outputs(2), random_outputs(3)
+    student = random_outputs(2)
+    teacher = random_outputs(3)
     expected = []
     for language in ("zh", "en"):
         image_to_text = 20 * unit(student.image.embedding) @ unit(teacher.texts[language].embedding).T
@@ -60,7 +61,8 @@ def test_interactive_sets_each_student_tower_against_the_teachers_other_one() ->
 
 
 def test_interactive_with_one_tower_trains_it_as_much_as_with_both() -> None:
-    student, teacher = random_outputs(2), random_outputs(3)
+    student = random_outputs(2)
+    teacher = random_outputs(3)
     for embedding in (student.image.embedding, *(texts.embedding for texts in student.texts.values())):
         embedding.requires_grad_()
     learnt: dict[str, list[torch.Tensor | None]] = {}
@@ -83,7 +85,8 @@ def test_interactive_matches_captions_with_the_images_that_they_belong_to() -> N
 
 
 def test_anchors_compare_distributions_over_the_teachers_other_tower_and_need_no_pairs() -> None:
-    student, teacher = random_outputs(2, count=4), random_outputs(3, count=4)
+    student = random_outputs(2, count=4)
+    teacher = random_outputs(3, count=4)
     # Two images, four texts: none of the last two belongs to an image.
     student, teacher = (
         replace(side, image=ImageFeatures(side.image.embedding[:2], side.image.map[:2])) for side in (student, teacher)
@@ -108,7 +111,8 @@ def test_anchors_compare_distributions_over_the_teachers_other_tower_and_need_no
 def test_similarity_is_open_clips_distillation_loss_and_its_gradient_less_the_teachers_own_entropy(
     scale: float,
 ) -> None:
-    student, teacher = random_outputs(6), random_outputs(7)
+    student = random_outputs(6)
+    teacher = random_outputs(7)
     image = student.image.embedding.requires_grad_()
 
     def open_clips(own: Outputs, language: str) -> torch.Tensor:
@@ -129,7 +133,8 @@ def test_similarity_is_open_clips_distillation_loss_and_its_gradient_less_the_te
 
 
 def test_affinity_is_similarity_at_tinyclips_scale() -> None:
-    student, teacher = random_outputs(2), random_outputs(3)
+    student = random_outputs(2)
+    teacher = random_outputs(3)
     affinity = SimilarityLoss(kind="affinity")
     assert affinity.terms(student, [teacher], NONE).keys() == {"affinity"}
     assert value(affinity, student, teacher) == value(SimilarityLoss(scale=50.0), student, teacher)
@@ -153,14 +158,16 @@ def test_ensemble_averages_the_teachers_after_the_softmax_each_at_its_own_temper
 
 @pytest.mark.parametrize("kind", [EmbeddingLoss, SimilarityLoss, InteractiveLoss])
 def test_a_loss_learns_from_the_teacher_that_it_names(kind: Any) -> None:
-    student, teachers = random_outputs(9), [random_outputs(10), random_outputs(11)]
+    student = random_outputs(9)
+    teachers = [random_outputs(10), random_outputs(11)]
     [value] = kind(teacher=1).terms(student, teachers, NONE).values()
     assert float(value) == float(kind()(student, teachers[1], NONE)) != float(kind()(student, teachers[0], NONE))
 
 
 def test_cross_lingual_compares_captions_of_the_same_image_or_line_only() -> None:
     # image 1 has both; image 0 only zh, image 2 only en; row 7 is a line of parallel text
-    rows, unused = {"zh": [0, 1, 7], "en": [1, 2, 7]}, ((5.0, 5.0),) * 3
+    rows = {"zh": [0, 1, 7], "en": [1, 2, 7]}
+    unused = ((5.0, 5.0),) * 3
     student = outputs(torch.eye(3), zh=((1.0, 0.0), (0.0, 1.0), (1.0, 1.0)), en=unused, image_index=rows)
     teacher = outputs(torch.eye(3), zh=unused, en=((0.0, 3.0), (5.0, -5.0), (-1.0, -1.0)), image_index=rows)
     assert float(CrossLingualLoss()(student, teacher, NONE)) == pytest.approx((0 + 2) / 2)
@@ -170,7 +177,8 @@ def test_cross_lingual_compares_captions_of_the_same_image_or_line_only() -> Non
 
 @pytest.mark.parametrize("loss", [SimilarityLoss(), InteractiveLoss()], ids=lambda loss: loss.kind)
 def test_lines_without_an_image_do_not_enter_what_compares_images_with_texts(loss: Any) -> None:
-    student, teacher = random_outputs(12), random_outputs(13)
+    student = random_outputs(12)
+    teacher = random_outputs(13)
 
     def with_line(one: Outputs) -> Outputs:
         texts = {name: torch.cat([features.embedding, torch.ones(1, 5)]) for name, features in one.texts.items()}

@@ -51,7 +51,8 @@ def test_feature_map_brings_a_narrow_student_to_the_teachers_width() -> None:
     torch.manual_seed(0)
     adapters = dict(FeatureMapLoss().adapters(Widths(2, 3, 1), Widths(2, 8, 1)))
     weight, bias = (parameter.detach().numpy() for parameter in adapters["image_map"].parameters())
-    student, teacher = torch.randn(2, 3, 2, 2), torch.randn(2, 8, 4, 4)
+    student = torch.randn(2, 3, 2, 2)
+    teacher = torch.randn(2, 8, 4, 4)
     adapted = np.einsum("oc,bchw->bohw", weight[:, :, 0, 0], student.numpy())
     adapted = adapted + bias[None, :, None, None]
     target = teacher.numpy().reshape(2, 8, 2, 2, 2, 2).mean((3, 5))
