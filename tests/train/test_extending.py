@@ -55,10 +55,12 @@ def test_a_recipe_with_it_trains_and_its_own_mistakes_are_errors_of_one_line(
     assert last["step"] == 3 and last["RelationLoss"] == pytest.approx(result.metrics["loss"], rel=1e-4)
     assert dcclip.distill(recipe, out=tmp_path / "run").already_finished
 
-    relations.write_text(relations.read_text("utf-8").replace("return difference", "return diference"), "utf-8")
+    source = relations.read_text("utf-8").replace("return difference", "return diference")
+    relations.write_text(source, "utf-8")
+    line = source[: source.index("return diference")].count("\n") + 1
     del sys.modules["relations"]
     with pytest.raises(
-        DcclipError, match=r"^relations:RelationLoss: NameError: name 'diference' .* \(relations.py:28\)$"
+        DcclipError, match=rf"^relations:RelationLoss: NameError: name 'diference' .* \(relations.py:{line}\)$"
     ):
         dcclip.distill(recipe, out=tmp_path / "other")
 
