@@ -183,15 +183,7 @@ def tables() -> dict[str, str]:
             ),
         ),
         "losses-long": pivot(select(peers, setup="2450 steps of 128"), {"losses": "model"}, SETS),
-        "losses-short": pivot(
-            select(peers, setup="150 steps of 64"),
-            {"losses": "model"},
-            (("images/s", "images per second", ""), *SETS),
-        ),
         "paper": pivot(records("paper"), {"what is trained": "model", "weights": "setup"}, SETS),
-        "ablation": pivot(
-            records("ablation"), {"variant": "model", "what is trained": "setup"}, SETS
-        ),
         "formats": pivot(
             formats,
             {"format": "model", "precision": "setup"},
@@ -260,11 +252,6 @@ def tables() -> dict[str, str]:
                 ("by CPU time", "collect / it, by CPU time", COLLECTED),
             ),
         ),
-        "photographs-inherited": pivot(
-            over_seeds(select(records("photographs"), setup="400 steps of 64")),
-            {"initial weights of the image tower": "model"},
-            (("top-1 after 400 steps", "top-1", CALTECH),),
-        ),
         "photographs-questions": pivot(
             [
                 one
@@ -302,10 +289,6 @@ def tables() -> dict[str, str]:
         "elevater": pivot(
             full_sets, {**weights, "language": "language"}, elevater_columns("top-1")
         ),
-        "elevater-answers": pivot(full_sets, weights, elevater_columns("most frequent answer")),
-        "elevater-ties": pivot(
-            select(full_sets, model="starter"), weights, elevater_columns("ties")
-        ),
         "elevater-students": pivot(
             over_seeds(
                 row for row in full_sets if row["metric"] in ("top-1", "share of the teacher")
@@ -324,10 +307,7 @@ def tables() -> dict[str, str]:
         ),
         "leaderboard": markdown(*standings.standings("en")),
         "leaderboard-zh": markdown(*standings.standings("zh")),
-        "leaderboard-all": markdown(*standings.measurements("en")),
-        "leaderboard-all-zh": markdown(*standings.measurements("zh")),
         "evaluate-speed": evaluate("plain"),
-        "evaluate-speed-fast": evaluate("fast"),
     }
 
 

@@ -29,22 +29,8 @@ from dcclip_cli.inference.bench import Bench
 FOLDER = Path(__file__).parent / "leaderboard"
 SCHEMA = FOLDER / "schema.json"
 MODEL: dict[Language, Sequence[str]] = {
-    "en": ("model", "weights", "parameters (M)", "MB"),
-    "zh": ("模型", "权重", "参数量（M）", "大小（MB）"),
-}
-MEASUREMENT: dict[Language, Sequence[str]] = {
-    "en": (
-        "data set",
-        "language",
-        "metric",
-        "%",
-        "templates",
-        "images",
-        "dcclip",
-        "date",
-        "command",
-    ),
-    "zh": ("数据集", "语言", "指标", "%", "模板数", "图片数", "dcclip 版本", "日期", "命令"),
+    "en": ("model", "weights", "parameters (M)", "MB, weights"),
+    "zh": ("模型", "权重", "参数量（M）", "权重（MB）"),
 }
 ABOUT: dict[Language, Sequence[str]] = {
     "en": ("mean, zh / en", "trained on", "weights from"),
@@ -200,27 +186,6 @@ def standings(language: Language) -> tuple[Sequence[str], list[list[str]]]:
         rows.append([link, *size, mean, *cells, *description])
     mean_head, *heads = ABOUT[language]
     return (*MODEL[language], mean_head, *sets, *heads), rows
-
-
-def measurements(language: Language) -> tuple[Sequence[str], list[list[str]]]:
-    """Head and rows of the table of all results."""
-    rows = [
-        [
-            *_model_cells(folder),
-            registry.base_name(result.dataset),
-            result.language,
-            result.metric,
-            f"{100 * result.value:.2f}",
-            str(len(result.templates)),
-            str(result.n),
-            result.versions["dcclip"],
-            result.date,
-            f"`dcclip eval --model {about(folder).model} --dataset {result.dataset}`",
-        ]
-        for folder in entries()
-        for result in results(folder)
-    ]
-    return (*MODEL[language], *MEASUREMENT[language]), rows
 
 
 def _model_cells(folder: Path) -> list[str]:
