@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         align,
         collect,
         compare,
+        compare_variants,
         datasets,
         distill,
         evaluate,

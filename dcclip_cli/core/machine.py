@@ -19,7 +19,7 @@ MachineClass = Literal["fast", "plain", "other"]
 
 # Loops of a few nanoseconds that an idle OpenMP thread of libgomp spins before it sleeps. The
 # default, 300,000, keeps cores busy that a loading process or another job needs:
-# docs/results/training.md.
+# docs/results/engineering.md.
 _SPIN_LOOPS = 1000
 # malloc.h: M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD.
 _KEEP_MEMORY = {-4: 0, -1: 2**31 - 1, -2: 256 * 2**20}

@@ -122,7 +122,7 @@ def choose_precision(
     if not torch_has_bf16():
         return Choice("fp32", Message("no native bf16 on this CPU"))
     # Convolutions in groups take 1.2 to 1.8 times as long in bf16 as in fp32:
-    # docs/results/training.md.
+    # docs/results/engineering.md.
     if trained is not None and any(getattr(layer, "groups", 1) > 1 for layer in trained.modules()):
         return Choice("fp32", Message("depthwise convolutions train slower in bf16 on a CPU"))
     return Choice("bf16", Message("native on this CPU"))
@@ -139,6 +139,6 @@ def torch_has_bf16() -> bool:
 
 def newton_schulz_precision(device: str) -> Literal["fp32", "bf16"]:
     """The faster precision for Muon's matrix products: native bf16 2 to 4 times
-    (docs/results/training.md).
+    (docs/results/engineering.md).
     """
     return "bf16" if choose_precision("auto", device).precision == "bf16" else "fp32"

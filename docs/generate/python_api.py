@@ -81,7 +81,7 @@ TYPES = {
 RESULTS = """\
 inference.model.Prediction photos.files.SearchResult photos.index.Hit inference.bench.Bench
 photos.files.Embeddings api.NewResult api.IndexResult eval.registry.KnownSet api.SweepResult recipe.sweep.SweepRow
-api.RunResult recipe.summary.ModelSummary curation.collect.CollectResult run_dir.TrainResult eval.result.EvalResult
+api.RunResult recipe.summary.ModelSummary curation.collect.CollectResult core.run_dir.TrainResult eval.result.EvalResult
 eval.compare.Comparison eval.compare.Difference exporters.export.ExportResult model.trim.TrimResult
 publish.push.Pushed
 """

@@ -24,7 +24,7 @@ defaults and library versions. In Python, keyword arguments are keys of the stag
 | recipe in the repository | makes |
 |---|---|
 | [quickstart.yaml](../../recipes/quickstart.yaml) | a small CLIP of emoji, from data to export in minutes |
-| [emoji.yaml](../../recipes/emoji.yaml) | the same student trained six times as long ([results](../results/emoji.md)) |
+| [emoji.yaml](../../recipes/emoji.yaml) | the same student trained six times as long ([results](../results/paper.md)) |
 | [emoji-contrast.yaml](../../recipes/emoji-contrast.yaml) | the same student without a teacher, for comparison |
 | [emoji-tenth.yaml](../../recipes/emoji-tenth.yaml) | a student at a tenth of the demo teacher's size |
 | [paper.yaml](../../recipes/paper.yaml) | DC-CLIP's tables and ablations in small, as LaTeX |

@@ -142,7 +142,7 @@ def _is_another_latin_language(text: str) -> bool:
     | the detector is less sure than _BELIEVED     | no                                                         |
     | nothing else                                 | if it has a function word, or does not fit an English text |
 
-    Thresholds from the experiment in docs/results/collect.md: 0.3 % of English names are
+    Thresholds from the experiment in docs/results/engineering.md: 0.3 % of English names are
     misclassified.
     """
     all_words = LATIN_WORD.findall(_MISLEADING.sub("", _LOANS.sub("", text)))
