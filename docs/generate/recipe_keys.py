@@ -308,7 +308,8 @@ def values(facts: Facts) -> str:
         return ",".join([f"{len(facts['prefixItems'])} {kind}s", *bounds])
     if facts["type"] == "array":
         return f"list: {values(facts['items'])}"
-    kind = "path" if facts.get("format") == "path" else TYPES.get(facts["type"], facts["type"])
+    is_path = facts.get("format") == "path"
+    kind = "path" if is_path else str(TYPES.get(facts["type"], facts["type"]))
     bounds = [
         f"{sign} {facts[name]:,}".removesuffix(".0")
         for name, sign in BOUNDS.items()
