@@ -45,6 +45,8 @@ class LiveIndexes(Silent):
         self._complete = self._listings[
             :
         ]  # those of their files that had not changed since the look before
+        self._skipped = [dict[str, bytes]() for _ in indexes]  # states of files that end an update
+        self._most_new = _NEW_IMAGES + _NEW_VIDEOS  # files that an update tries
         self._away: set[int] = set()  # places of folders whose files have all gone
         self._reported: set[str] = set()
         self._report(*(error for index in indexes for error in index.errors.values()))
@@ -54,6 +56,7 @@ class LiveIndexes(Silent):
         there.
         """
         unreadable = sum(len(index.errors) + len(index.unreadable) for index in self.current)
+        unreadable += sum(map(len, self._skipped))
         images = sum(len(index.images) for index in self.current)
         return {"images": images, "unreadable": unreadable, "missing_folders": len(self._away)}
 
@@ -97,8 +100,14 @@ class LiveIndexes(Silent):
             complete = {
                 name: state for name, state in listing.items() if previous.get(name) == state
             }
+            skipped = {
+                name: state
+                for name, state in self._skipped[place].items()
+                if complete.get(name) == state
+            }
+            self._skipped[place] = skipped
             if self._looks % _RETRY_LOOKS:
-                for name in index.errors.keys() - index.listing.keys():
+                for name in (index.errors.keys() - index.listing.keys()) | skipped.keys():
                     complete.pop(name, None)
             self._complete[place] = complete
             self._note_missing(place, bool(previous), bool(listing))
@@ -121,31 +130,59 @@ class LiveIndexes(Silent):
         """
         remaining = False
         with self._updating:
-            for place, index in enumerate(self.current):
-                files = dict(self._complete[place])
-                try:
-                    new = index.not_stored(files)
-                    images = list(filterfalse(is_video, new))
-                    videos = list(filter(is_video, new))
-                    for name in (*images[_NEW_IMAGES:], *videos[_NEW_VIDEOS:]):
-                        del files[name]
-                    if files != index.listing:
-                        options: dict[str, Any] = {
-                            "exclude": index.exclude,
-                            "updated": index,
-                            "listing": files,
-                        }
-                        index = open_index(self._encoder, index.folder, progress=self, **options)
-                        self.current = (*self.current[:place], index, *self.current[place + 1 :])
-                        self._report(*index.errors.values())
-                        remaining |= len(files) < len(self._complete[place])
-                except CancelledError:
-                    return False
-                except Exception as error:  # noqa: BLE001 - following goes on; the next look tries again
-                    self._report(error)
+            try:
+                for place in range(len(self.current)):
+                    remaining |= self._update_index(place)
+            except CancelledError:
+                return False
         return remaining
 
-    def _report(self, *errors: Exception) -> None:
+    def _update_index(self, place: int) -> bool:
+        """Of new files that an error ends, the first half is tried next, down to a single one,
+        which is skipped.
+        """
+        index = self.current[place]
+        files = dict(self._complete[place])
+        tried = list[str]()
+        try:
+            new = index.not_stored(files)
+            new.sort(key=self._skipped[place].__contains__)
+            images = list(filterfalse(is_video, new))
+            videos = list(filter(is_video, new))
+            tried = [*images[:_NEW_IMAGES], *videos[:_NEW_VIDEOS]][: self._most_new]
+            for name in set(new).difference(tried):
+                del files[name]
+            if files == index.listing:
+                return False
+
+            options: dict[str, Any] = {
+                "exclude": index.exclude,
+                "updated": index,
+                "listing": files,
+            }
+            index = open_index(self._encoder, index.folder, progress=self, **options)
+        except CancelledError:
+            raise
+        except Exception as error:  # noqa: BLE001 - following goes on
+            if len(tried) > 1:
+                self._most_new = len(tried) // 2
+                return True
+            if not tried:
+                self._report(error)
+            for name in tried:
+                self._skipped[place][name] = files[name]
+                reason = error if str(error) else type(error).__name__
+                self._report(Message("skipped {}: {}", index.folder / name, reason))
+            return False
+
+        self.current = (*self.current[:place], index, *self.current[place + 1 :])
+        self._most_new = min(2 * self._most_new, _NEW_IMAGES + _NEW_VIDEOS)
+        for name in tried:
+            self._skipped[place].pop(name, None)
+        self._report(*index.errors.values())
+        return len(files) < len(self._complete[place])
+
+    def _report(self, *errors: Exception | Message) -> None:
         for error in errors:
             text = str(error) or type(error).__name__
             if text not in self._reported:

@@ -106,6 +106,37 @@ def test_following_goes_on_after_an_error_and_what_was_unreadable_for_a_moment_i
         wait(lambda: images() == 7, within_s=10)
 
 
+def test_of_many_new_files_only_the_one_that_ends_an_update_is_skipped_until_it_can_be_read(
+    bundle_folder: Path, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = list[str]()
+    poisoned = {"7 毒.png", "15 poison.png"}
+
+    def read_or_run_out_of_memory(path: Any) -> Any:
+        if path.name in poisoned:
+            raise MemoryError
+        return read(path)
+
+    monkeypatch.setattr("dcclip_cli.photos.index.read", read_or_run_out_of_memory)
+    model = OnnxEncoder(bundle_folder, "cpu")
+    folder = pictures[0].parent
+    index = open_index(model, folder)
+    with TestClient(application(model, [index], say=lines.append, follow_s=0.05)) as client:
+
+        def served() -> tuple[int, int]:
+            health = client.get("/health").json()
+            return health["images"], health["unreadable"]
+
+        for number in range(20):
+            suffix = {7: " 毒", 15: " poison"}.get(number, "")
+            (folder / f"{number}{suffix}.png").write_bytes(pictures[number % 5].read_bytes())
+        wait(lambda: served() == (23, 2), within_s=10)
+        expected = {f"serve: skipped {folder / name}: MemoryError" for name in poisoned}
+        assert set(lines) == expected and len(lines) == 2
+        poisoned.clear()
+        wait(lambda: served() == (25, 0), within_s=10)
+
+
 def test_a_stop_does_not_wait_for_the_list_of_a_slow_folder(
     bundle_folder: Path, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
