@@ -64,7 +64,7 @@ _PASSED_ON_BY = (
     "pyarrow",
 )  # modules of such errors
 _LINK_LOOP = re.compile(r"Symlink loop from '(.*)'")  # pathlib's resolve
-_PARTIAL = re.compile(r"(?<![^/])\.([^/]+)\.\d+-[0-9a-f]{8}\.(?:partial|old)(?![^/])")
+_PARTIAL = re.compile(r"(?<![^/])\.([^/]+)\.\d+-[0-9a-f]{8,16}\.(?:partial|old)(?![^/])")
 
 
 def explained(error: BaseException) -> DcclipError | None:

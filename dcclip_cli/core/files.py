@@ -22,11 +22,15 @@ from dcclip_cli.core.errors import DcclipError, Message, writing
 T = TypeVar("T")
 AnyPath = TypeVar("AnyPath", bound=str | os.PathLike[str])
 _BLOCK_BYTES = 1 << 23
-PARTIAL = re.compile(r"\.(.+)\.\d+-[0-9a-f]{8}\.(?:partial|old)", re.DOTALL)
+# of what is being written: its name, the writer's process, _process_space() and a random number
+_PARTIAL = re.compile(
+    r"\..+\.(?P<process>\d+)-(?P<space>[0-9a-f]{8})?[0-9a-f]{8}\.(?P<kind>partial|old)", re.DOTALL
+)
 _position_lock = (
     threading.Lock()
 )  # held from moving a file's position until its use, on Windows, which has no pread
-_STALE_S = 24 * 3600  # age at which a partial file counts as left by a killed process
+# age at which a partial file counts as left by a killed process, perhaps of another machine
+_STALE_S = 24 * 3600
 
 
 def cache_folder() -> Path:
@@ -111,7 +115,8 @@ def partial(final: Path, folder: bool = False) -> Iterator[Path]:
     The folders above it are created.
     """
     remove_stale(final.parent)
-    path = final.with_name(f".{final.name}.{os.getpid()}-{os.urandom(4).hex()}.partial")
+    number = _process_space() + os.urandom(4).hex()
+    path = final.with_name(f".{final.name}.{os.getpid()}-{number}.partial")
     try:
         with writing(final):
             if (
@@ -126,15 +131,44 @@ def partial(final: Path, folder: bool = False) -> Iterator[Path]:
 
 @cache
 def remove_stale(folder: Path) -> None:
-    """Remove the partial files and folders in a folder whose writers are gone by their age; once
-    in each process.
+    """Remove the partial files and folders in a folder whose writers are gone; once in each
+    process.
     """
     with suppress(OSError):  # no such folder yet
-        for entry in [file for file in os.scandir(folder) if PARTIAL.fullmatch(file.name)]:
-            path = Path(entry.path)
-            changed = [file.lstat().st_mtime for file in (path, *path.rglob("*"))]
-            if time.time() - max(changed) > _STALE_S:
+        for path in folder.iterdir():
+            match = _PARTIAL.fullmatch(path.name)
+            if match and (_is_of_ended_process(match) or _is_old(path)):
                 remove(path)
+
+
+def _is_of_ended_process(match: re.Match[str]) -> bool:
+    if match["kind"] == "old" or not match["space"] or match["space"] != _process_space():
+        return False  # what a new folder replaces may be the only one: not removed at once
+    try:
+        os.kill(int(match["process"]), 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except PermissionError:  # another user's
+        return False
+    return False
+
+
+def _is_old(path: Path) -> bool:
+    changed = [file.lstat().st_mtime for file in (path, *path.rglob("*"))]
+    return time.time() - max(changed) > _STALE_S
+
+
+@cache
+def _process_space() -> str:
+    """What tells this boot of Linux, or this container, from others, whose processes have the same
+    numbers; "" elsewhere.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii")
+        namespace = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
+    return hashlib.sha256(f"{boot} {namespace}".encode()).hexdigest()[:8]
 
 
 def remove(path: Path) -> None:

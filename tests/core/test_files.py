@@ -43,13 +43,28 @@ with atomic_folder(Path(sys.argv[1], "b 模型")) as folder, atomic_file(Path(sy
 """
 
 
-def test_what_a_killed_process_left_is_removed_when_nothing_in_it_has_changed_for_a_day(tmp_path: Path) -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems remove by age")
+def test_the_next_write_removes_what_a_killed_process_left_and_nothing_of_a_running_one(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", WRITING, str(tmp_path)], stdout=subprocess.PIPE) as process:
         assert process.stdout and process.stdout.readline()
+        written = set(tmp_path.iterdir())
+        replaced = tmp_path / sorted(path.name for path in written)[1].replace(".partial", ".old")
+        replaced.mkdir()
+        assert len(written) == 2 and after_another_write(tmp_path) == {*written, replaced}
         process.kill()
-    file, folder = sorted(tmp_path.iterdir())
+    assert after_another_write(tmp_path) == {replaced}
+
+
+def test_what_a_process_elsewhere_was_writing_is_removed_when_nothing_in_it_has_changed_for_a_day(
+    tmp_path: Path,
+) -> None:
+    number = 2**22 + 1  # more than Linux gives a process
+    folder = tmp_path / f".b 模型.{number}-0123456789abcdef.partial"
+    file = tmp_path / f".a.{number}-01234567.partial"  # as on systems without /proc
     others_file = tmp_path / ".of-others.partial"
-    others_file.touch()
+    folder.mkdir()
+    for path in (folder / "weights", file, others_file):
+        path.touch()
     yesterday = time.time() - 25 * 3600
     for path in (file, folder, others_file):
         os.utime(path, (yesterday, yesterday))
