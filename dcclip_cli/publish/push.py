@@ -85,8 +85,6 @@ def plan_push(
     further exports, `data` further folders of `collect`. Raises DcclipError for a damaged or
     missing model, and without a license.
     """
-    from huggingface_hub import ModelCard
-
     if not _NAME.fullmatch(repository):
         raise DcclipError(
             "{} is not a repository name", "write ORG/NAME; ORG can be your user name", repository
@@ -96,92 +94,44 @@ def plan_push(
         raise DcclipError(
             "{} is already a hub model", "give a run, a model directory or an export", model.target
         )
-    run = next(
-        (
-            parent
-            for parent in (folder.parent, folder.parent.parent)
-            if (parent / RESOLVED).is_file()
-        ),
-        None,
-    )
+    run = _find_run(folder)
     recipe = (yaml.safe_load((run / RESOLVED).read_text("utf-8")) if run else None) or {}
     record = _checked(folder)
     notes = list[str]()
+
     files = _model_files(folder, record, repository)
     exports = _exports(folder, record, run, bundles, notes)
     for name, bundle in exports.items():
         files |= {f"{name}/{inner}": bundle / inner for inner in _listed(bundle, _checked(bundle))}
-    results = list[EvalResult]()
-    if run and any((run / "eval").glob("*.json")):
-        fingerprint = record.content.get("fingerprint") or model_fingerprint(folder)
-        rows = load_results(run / "eval")
-        results = [
-            result for result in rows if result.model_fingerprint.partition("-")[0] == fingerprint
-        ]
-    data_of_recipe = [
-        (recipe.get("data") or {}).get(key) or () for key in ("train", "images", "texts")
-    ]
-    trained_on = [
-        Path(path) for paths in data_of_recipe for path in several(paths) if path != "collect"
-    ]
-    collections = [run / "collect"] if run else []
-    is_here = run is not None and run.resolve().is_relative_to(
-        Path.cwd()
-    )  # where relative paths mean this run's data
-    collections += [path for path in trained_on if path.is_absolute() or is_here]
-    collections = [
-        *(path for path in dict.fromkeys(collections) if (path / MANIFEST).is_file()),
-        *data,
-    ]
-    manifests = [
-        read_json(path / MANIFEST, Message("give a folder that dcclip collect wrote"))
-        for path in collections
-    ]
-    title = f"---\n{{}}\n---\n# {repository.rpartition('/')[2]}\n"
-    card = read_card(folder / CARD) if (folder / CARD).is_file() else ModelCard(title)
+
+    results = _load_results(folder, record, run)
+    trained_on = _training_paths(recipe)
+    manifests = _read_manifests(run, trained_on, data)
+
+    card = _read_card(folder, repository)
+    tags = ["clip", "dcclip"]
+    if any(name.startswith("onnx") for name in exports):
+        tags.append("onnx")
     header = {
-        "tags": [
-            "clip",
-            "dcclip",
-            *(["onnx"] if any(name.startswith("onnx") for name in exports) else []),
-        ],
+        "tags": tags,
         "library_name": "open_clip" if CONFIG in files else None,
         "base_model": _base_model(recipe.get("teacher") or {}),
     }
     _complete_header(card, repository, license, header, manifests)
     add_results(card, results)
-    names = f" ({', '.join(path.name for path in trained_on)})" if trained_on else ""
-    origin = (
-        "\n".join(map(_data_text, manifests))
-        or f"Where the training data{names} is from is not recorded."
-    )
     reference = f"{OPEN_CLIP_SCHEME}:{repository}"
     sections = {
         "Use": _use_text(repository, reference, exports),
         "Results": _results_text(results),
-        _DATA: origin,
+        _DATA: _origin_text(trained_on, manifests),
     }
-    card.text = card.text.replace(_LOCAL, reference).rstrip() + "\n"
-    titles = set(re.findall(r"^#+ (.+?)\s*$", card.text.lower(), re.M))
-    added = [title for title, text in sections.items() if text and title.lower() not in titles]
-    for title in added:
-        card.text += f"\n## {title}\n\n{sections[title].rstrip()}\n"
-    if _DATA in added and not manifests:
-        lack = Message(
-            'it does not say what the model was trained on: add a section "{}" to {}',
-            _DATA,
-            folder / CARD,
-        )
-        notes.insert(
-            0, Message("the card: {}, or give the folder that collect wrote with --data DIR", lack)
-        )
-    if not results:
-        lack = Message(
-            "it has no results: evaluate with a recipe (dcclip eval RECIPE), and push again"
-        )
-        notes.insert(0, Message("the card: {}", lack))
+    card.text = card.text.replace(_LOCAL, reference)
+    added = _add_sections(card, sections)
     files[CARD] = str(card).encode()
-    return PushPlan(repository, dict(sorted(files.items())), tuple(notes))
+
+    has_data_section = bool(manifests) or _DATA not in added
+    lacking = _card_notes(folder / CARD, bool(results), has_data_section)
+    return PushPlan(repository, dict(sorted(files.items())), (*lacking, *notes))
 
 
 def push(
@@ -282,6 +232,14 @@ def _uploading(repository: str) -> Iterator[None]:
         ) from None
 
 
+def _find_run(folder: Path) -> Path | None:
+    """The run that a model directory or an export is part of."""
+    for parent in (folder.parent, folder.parent.parent):
+        if (parent / RESOLVED).is_file():
+            return parent
+    return None
+
+
 def _checked(folder: Path) -> Record:
     """The record of a directory whose files are as it lists them; an empty one of another
     library's.
@@ -353,6 +311,59 @@ def _exports(
     return exports
 
 
+def _load_results(folder: Path, record: Record, run: Path | None) -> list[EvalResult]:
+    """The results in a run that are of this model."""
+    if run is None or not any((run / "eval").glob("*.json")):
+        return []
+    fingerprint = record.content.get("fingerprint") or model_fingerprint(folder)
+    rows = load_results(run / "eval")
+    return [row for row in rows if row.model_fingerprint.partition("-")[0] == fingerprint]
+
+
+def _training_paths(recipe: Mapping[str, Any]) -> list[Path]:
+    """Where a recipe's training data is, without what its own `collect` wrote."""
+    data = recipe.get("data") or {}
+    paths = list[Path]()
+    for key in ("train", "images", "texts"):
+        paths += [Path(path) for path in several(data.get(key) or ()) if path != "collect"]
+    return paths
+
+
+def _read_manifests(
+    run: Path | None, trained_on: Sequence[Path], data: Sequence[Path]
+) -> list[dict[str, Any]]:
+    """The manifests of the folders that `collect` wrote: those of a run, and those that the user
+    names.
+    """
+    # relative paths mean this run's data where the run is in the current directory
+    is_here = run is not None and run.resolve().is_relative_to(Path.cwd())
+    candidates = [run / "collect"] if run else []
+    candidates += [path for path in trained_on if path.is_absolute() or is_here]
+    collections = [path for path in dict.fromkeys(candidates) if (path / MANIFEST).is_file()]
+    hint = Message("give a folder that dcclip collect wrote")
+    return [read_json(path / MANIFEST, hint) for path in (*collections, *data)]
+
+
+def _read_card(folder: Path, repository: str) -> ModelCard:
+    """The card of a directory; one with only a title if there is none."""
+    from huggingface_hub import ModelCard
+
+    if (folder / CARD).is_file():
+        return read_card(folder / CARD)
+    return ModelCard(f"---\n{{}}\n---\n# {repository.rpartition('/')[2]}\n")
+
+
+def _add_sections(card: ModelCard, sections: Mapping[str, str]) -> list[str]:
+    """Add the sections that a card lacks, and return their titles."""
+    text = card.text.rstrip() + "\n"
+    present = set(re.findall(r"^#+ (.+?)\s*$", text.lower(), re.M))
+    added = [title for title, body in sections.items() if body and title.lower() not in present]
+    for title in added:
+        text += f"\n## {title}\n\n{sections[title].rstrip()}\n"
+    card.text = text
+    return added
+
+
 def _on_hub(name: str) -> bool:
     """Whether a name means a repository of the hub, and no folder here."""
     return bool(_NAME.fullmatch(name)) and not Path(name).exists()
@@ -401,6 +412,24 @@ def _complete_header(
             card.data[key] = value
 
 
+def _card_notes(card: Path, has_results: bool, has_data: bool) -> list[Message]:
+    """What the user should know about the lacks of a card."""
+    notes = []
+    if not has_results:
+        lack = Message(
+            "it has no results: evaluate with a recipe (dcclip eval RECIPE), and push again"
+        )
+        notes.append(Message("the card: {}", lack))
+    if not has_data:
+        lack = Message(
+            'it does not say what the model was trained on: add a section "{}" to {}', _DATA, card
+        )
+        notes.append(
+            Message("the card: {}, or give the folder that collect wrote with --data DIR", lack)
+        )
+    return notes
+
+
 def _use_text(repository: str, reference: str, exports: Iterable[str]) -> str:
     """The card's section on how to use the model and its exports."""
     lines = ["```sh", f"dcclip predict photo.jpg --labels 猫,dog --model {reference}", "```", ""]
@@ -421,6 +450,14 @@ def _results_text(results: Sequence[EvalResult]) -> str:
                 (result.dataset, result.language, f"{metric}, %", f"{100 * result.value:.2f}")
             )
     return _table(("data set", "language", "metric", "value"), rows) if results else ""
+
+
+def _origin_text(trained_on: Sequence[Path], manifests: Sequence[Mapping[str, Any]]) -> str:
+    """The card's section on the training data."""
+    if manifests:
+        return "\n".join(map(_data_text, manifests))
+    names = f" ({', '.join(path.name for path in trained_on)})" if trained_on else ""
+    return f"Where the training data{names} is from is not recorded."
 
 
 def _data_text(manifest: Mapping[str, Any]) -> str:
