@@ -204,15 +204,6 @@ def diagnose() -> Facts:
         notes["int8"] = Message("this CPU has no VNNI: int8 is slower")
     onnxruntime = _imported("onnxruntime", notes)
     providers = onnxruntime.get_available_providers() if onnxruntime else None
-    features = machine.cpu_features()
-    quota = machine.cgroup_quota(Path("/"))
-    memory = machine.memory()
-    cache = cache_folder()
-    parts = sorted(part for part in cache.iterdir() if part.is_dir()) if cache.is_dir() else []
-    sizes = {
-        part.name: [file.stat().st_size for file in part.rglob("*") if file.is_file()]
-        for part in parts
-    }
     libraries = dict.fromkeys((*LIBRARIES, *_MORE_LIBRARIES)) | versions(_MORE_LIBRARIES)
     return {
         "versions": {"dcclip": None, "python": platform.python_version()}
@@ -224,38 +215,58 @@ def diagnose() -> Facts:
         "int8_vnni": vnni,
         "variables": {name: _shown(os.environ.get(name, "")) or None for name in _VARIABLES},
         "model": model,
-        "processor": {
-            "name": machine.cpu_name(),
-            "architecture": platform.machine().lower(),
-            "class": machine.machine_class() if features else None,
-            "features": sorted(features & _FEATURES) if features else None,
-            "cores": machine.cores(),  # that this process may use, by its affinity and quota
-            "affinity": machine.affinity_cores(),
-            "cgroup_quota": quota if quota < float("inf") else None,
-            "logical": os.cpu_count(),
-            "load": machine.load_averages(),  # over 1, 5 and 15 minutes
-        },
-        "storage": {
-            "memory_bytes": memory.total if memory else None,
-            "available_bytes": memory.available if memory else None,
-            "free_here_bytes": free_bytes(Path()),
-            "cache_folder": _shown(str(cache)),
-            "free_cache_bytes": free_bytes(cache),
-            "cached_bytes": {name: sum(files) for name, files in sizes.items()},
-        },
+        "processor": _processor(),
+        "storage": _storage(),
         "torch": _torch(notes),
-        "extras": {
-            extra: Message("pip install 'dcclip[{}]' (missing: {})", extra, ", ".join(absent))
-            if (
-                absent := [
-                    package for package in packages if importlib.util.find_spec(package) is None
-                ]
-            )
-            else Message("installed")
-            for extra, packages in extras().items()
-        },
+        "extras": _extras(),
         "notes": notes,
     }
+
+
+def _processor() -> Facts:
+    features = machine.cpu_features()
+    quota = machine.cgroup_quota(Path("/"))
+    return {
+        "name": machine.cpu_name(),
+        "architecture": platform.machine().lower(),
+        "class": machine.machine_class() if features else None,
+        "features": sorted(features & _FEATURES) if features else None,
+        "cores": machine.cores(),  # that this process may use, by its affinity and quota
+        "affinity": machine.affinity_cores(),
+        "cgroup_quota": quota if quota < float("inf") else None,
+        "logical": os.cpu_count(),
+        "load": machine.load_averages(),  # over 1, 5 and 15 minutes
+    }
+
+
+def _storage() -> Facts:
+    memory = machine.memory()
+    cache = cache_folder()
+    parts = sorted(part for part in cache.iterdir() if part.is_dir()) if cache.is_dir() else []
+    bytes_by_part = {}
+    for part in parts:
+        sizes = [file.stat().st_size for file in part.rglob("*") if file.is_file()]
+        bytes_by_part[part.name] = sum(sizes)
+    return {
+        "memory_bytes": memory.total if memory else None,
+        "available_bytes": memory.available if memory else None,
+        "free_here_bytes": free_bytes(Path()),
+        "cache_folder": _shown(str(cache)),
+        "free_cache_bytes": free_bytes(cache),
+        "cached_bytes": bytes_by_part,
+    }
+
+
+def _extras() -> Facts:
+    """Whether each extra is installed, or how to install it."""
+    states: Facts = {}
+    for extra, packages in extras().items():
+        absent = [package for package in packages if importlib.util.find_spec(package) is None]
+        states[extra] = Message("installed")
+        if absent:
+            missing = ", ".join(absent)
+            states[extra] = Message("pip install 'dcclip[{}]' (missing: {})", extra, missing)
+    return states
 
 
 def _shown(text: str) -> str:

@@ -122,12 +122,9 @@ def eval(
     With a recipe, evaluates its model on its data sets and saves the results in runs/NAME/eval.
     """
     flags.out(out)
-    numbers = [
-        0 if shot == "all" else int(shot) if shot.isdecimal() else shot for shot in split(shots)
-    ]  # 0: all
     options: dict[str, Any] = {key: value for key, value in {
         "datasets": dataset, "languages": split(languages), "data_root": data_root, "limit": limit,
-        "partial": partial, "templates": templates, "task": task, "shots": numbers, "precision": precision,
+        "partial": partial, "templates": templates, "task": task, "shots": _shot_counts(shots), "precision": precision,
         "dims": dims, "workers": workers, "queries": queries,
     }.items() if value}  # fmt: skip
     is_merging = out and not (recipe or model or sets or options)
@@ -146,17 +143,24 @@ def eval(
 
     if results and out:
         return show(api.merge_results(results, out, progress=talk), as_json)
-    options |= {
-        "out": out,
-        "device": device,
-        "cache": not no_cache,
-        "trust_remote_code": trust_remote_code,
-    }
+    options |= {"out": out, "device": device, "cache": not no_cache, "progress": talk}
+    options["trust_remote_code"] = trust_remote_code
     try:
-        show(api.evaluate(loaded, model=model, progress=talk, **options), as_json)
+        show(api.evaluate(loaded, model=model, **options), as_json)
     except IncompleteError as error:
         show(error.results, as_json)
         raise
+
+
+def _shot_counts(shots: str) -> list[int | str]:
+    """The numbers of --shots, 0 for `all`; what is no number stays a text, which is then refused."""
+    counts: list[int | str] = []
+    for shot in split(shots):
+        if shot == "all":
+            counts.append(0)
+        else:
+            counts.append(int(shot) if shot.isdecimal() else shot)
+    return counts
 
 
 def _check_options(

@@ -88,17 +88,10 @@ def new(
         raise DcclipError("no data given", "give your data with --data PATH")
     flags.out(file, folder=False)
 
+    from dcclip_cli import api
     from dcclip_cli.recipe import new as recipes
 
-    choices = {
-        name: Message("{}: {}", choice.model, _ABOUT[name])
-        for name, choice in recipes.TEACHERS.items()
-    }
-    choices["starter"] = Message(
-        "included in dcclip: 16 M, zh and en, Apache-2.0; nothing to download"
-    )
-    question = Message("Teacher, the large model to distill (or a directory, hf:ORG/NAME, ...)")
-    teacher = teacher or _ask(question, choices, yes)
+    teacher = teacher or _ask_teacher(yes)
     chosen_teacher = recipes.choose_teacher(teacher)
     if data is None:
         console.info_line(
@@ -110,24 +103,34 @@ def new(
     chosen_size: Any = size or _ask(
         Message("Size of the student"), recipes.sizes_for(chosen_teacher), yes
     )
-
-    from dcclip_cli import api
-
     options: dict[str, Any] = {
         "teacher": teacher,
         "size": chosen_size,
         "kind": kind,
         "texts": texts,
-        "force": force,
     }
-    result = api.new(file, data, trust_remote_code=trust_remote_code, **options)
-    for line in result.problem.what.split("\n") if result.problem else ():
-        console.warning_line(Message("the recipe cannot run yet: {}", line))
+    result = api.new(file, data, trust_remote_code=trust_remote_code, force=force, **options)
     if result.problem:
+        for line in result.problem.what.split("\n"):
+            console.warning_line(Message("the recipe cannot run yet: {}", line))
         console.hint_line(result.problem.hint)
     for line in result.estimates:
         console.info_line(line)
     console.show(str(file))
+
+
+def _ask_teacher(yes: bool) -> str:
+    from dcclip_cli.recipe import new as recipes
+
+    choices = {
+        name: Message("{}: {}", choice.model, _ABOUT[name])
+        for name, choice in recipes.TEACHERS.items()
+    }
+    choices["starter"] = Message(
+        "included in dcclip: 16 M, zh and en, Apache-2.0; nothing to download"
+    )
+    question = Message("Teacher, the large model to distill (or a directory, hf:ORG/NAME, ...)")
+    return _ask(question, choices, yes)
 
 
 def _can_ask() -> bool:

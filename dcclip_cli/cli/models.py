@@ -1,13 +1,18 @@
 """Commands for a finished model: `dcclip calibrate`, `dcclip trim` and `dcclip push`."""
 
+from __future__ import annotations
+
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
 from dcclip_cli.cli import console, flags
 from dcclip_cli.core.errors import Message
 from dcclip_cli.core.text import split
+
+if TYPE_CHECKING:
+    from dcclip_cli.publish.push import PushPlan
 
 _FOLDER = (
     "Folder with one folder of images per label; images in a folder named none or 其他 "
@@ -192,16 +197,7 @@ def push(
     for note in done.plan.notes:
         talk.say(note)
     if not yes:
-        sizes = {
-            name: len(file) if isinstance(file, bytes) else file.stat().st_size
-            for name, file in done.plan.files.items()
-        }
-        counts = len(sizes), sum(sizes.values()) / 1e6
-        title = Message("{}: {} files, {:,.2f} MB", done.plan.repository, *counts)
-        rows = [(name, f"{size:,}") for name, size in sizes.items()]
-        console.show_table(title, (Message("file"), Message("bytes")), rows)
-        console.show("")
-        console.show(done.plan.card.rstrip("\n"))
+        _show_plan(done.plan)
         if private:
             talk.say(
                 Message(
@@ -220,3 +216,16 @@ def push(
         )
     )
     console.show(done.url)
+
+
+def _show_plan(plan: PushPlan) -> None:
+    """Print the files of a repository with their sizes, and its card."""
+    size_by_name = {}
+    for name, file in plan.files.items():
+        size_by_name[name] = len(file) if isinstance(file, bytes) else file.stat().st_size
+    megabytes = sum(size_by_name.values()) / 1e6
+    title = Message("{}: {} files, {:,.2f} MB", plan.repository, len(size_by_name), megabytes)
+    rows = [(name, f"{size:,}") for name, size in size_by_name.items()]
+    console.show_table(title, (Message("file"), Message("bytes")), rows)
+    console.show("")
+    console.show(plan.card.rstrip("\n"))

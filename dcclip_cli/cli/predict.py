@@ -25,9 +25,11 @@ from dcclip_cli.core.text import language_by_script, printable, size_in_words, s
 
 if TYPE_CHECKING:
     from dcclip_cli.core.progress import Progress
+    from dcclip_cli.inference.bench import Bench
     from dcclip_cli.inference.encoder import Encoder
     from dcclip_cli.inference.model import Prediction
     from dcclip_cli.inference.zero_shot import Labels
+    from dcclip_cli.photos.files import SearchResult
 
 _MOST_LABELS = 100_000
 _MOST_LABELS_BYTES = 10_000_000
@@ -47,6 +49,7 @@ _TEMPLATE = Option(
     callback=flags.texts,
     help="Prompt template, used for labels in the same script; {} is the label. Repeatable.",
 )
+_NO_TEMPLATE = Option("--no-template", help="Use the labels without a prompt template.")
 _MULTI_LABEL = Option(
     "--multi-label", help="Score each label independently: none, one or several may fit."
 )
@@ -97,9 +100,7 @@ def predict(
     labels_file: Annotated[Path | None, LABELS_FILE] = None,
     model: flags.Model = None,
     template: Annotated[list[str] | None, _TEMPLATE] = None,
-    no_template: Annotated[
-        bool, Option("--no-template", help="Use the labels without a prompt template.")
-    ] = False,
+    no_template: Annotated[bool, _NO_TEMPLATE] = False,
     multi_label: Annotated[bool, _MULTI_LABEL] = False,
     top_k: Annotated[int, Option("--top-k", min=1, help="Number of labels to show per image.")] = 5,
     threshold: Annotated[float, _THRESHOLD] = 0.0,
@@ -125,52 +126,50 @@ def predict(
     counted, and listed in a file.
     """
     talk = console.talk(quiet, verbose)
-    form: _Form | None = "json" if as_json else "jsonl" if as_jsonl else "csv" if as_csv else None
     is_calibrated = multi_label and not (template or no_template or threshold)
+    form = _output_form(as_json, as_jsonl, as_csv, out)
     flags.refuse({
         Message("--undo needs --xmp, no labels, and no --json, --jsonl, --csv or --out"):
             undo and (not xmp or labels or labels_file or form or out),
-        Message("--json, --jsonl and --csv cannot be combined"): as_json + as_jsonl + as_csv > 1,
-        Message("--out needs --csv"): out and not as_csv,
         Message("--template and --no-template cannot be combined"): template and no_template,
         Message("--thresholds needs --multi-label, no templates and no --threshold"): thresholds and not is_calibrated,
     })  # fmt: skip
-    flags.out(out, folder=False)
-    os.environ.setdefault(
-        "OPENBLAS_NUM_THREADS", "1"
-    )  # numpy's idle threads take a fifth of a cold start's CPU time
-
-    from dcclip_cli.inference import model as inference
-    from dcclip_cli.inference.model import open_encoder
-    from dcclip_cli.inference.zero_shot import Labels, unknown_of
-
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # idle threads cost a cold start a fifth
     if undo:
-        photos = map(inference.Prediction, _find_images("predict", images, exclude, talk))
-        errors = {
-            str(photo.image): photo.error
-            for photo in _tagged(photos, None, (), talk)
-            if photo.error
-        }
-        return _show_errors(errors, ())
+        return _remove_tags(_find_images("predict", images, exclude, talk), talk)
     names = _class_names(labels, labels_file, talk)
     paths = _find_images("predict", images, exclude, talk)
     if xmp:
         _check_tags(names, paths)
-    encoder = open_encoder(model, device, threads, talk)
+
+    from dcclip_cli.inference import model as inference
+    from dcclip_cli.inference.zero_shot import Labels
+
+    encoder = inference.open_encoder(model, device, threads, talk)
     ready = Labels(encoder, names, [] if no_template else template or None, multi_label, talk)
-    default = threshold or (0.5 if xmp else 0.0)
-    least = (
-        _thresholds(thresholds, model, encoder, names, default, talk) if is_calibrated else default
-    )
+    floor = threshold or (0.5 if xmp else 0.0)
+    least = _thresholds(thresholds, model, encoder, names, floor, talk) if is_calibrated else floor
     predictions = inference.predict(encoder, ready, paths, top_k, least)
     if xmp:
-        doubtful = [name for name in names if any(word in name for word in ready.unknown)]
-        untagged = {name for name in doubtful if unknown_of(encoder, [name])}
-        predictions = _tagged(predictions, names, untagged, talk)
-    unread = console.ErrorLines(
-        () if xmp else images
-    )  # a sidecar that cannot be written is an error
-    _show(predictions, len(paths), ready, form, out, unread, talk)
+        predictions = _tagged(predictions, names, _unknown_names(encoder, ready), talk)
+    named_images = () if xmp else images  # all errors of sidecars are the user's
+    _show(predictions, len(paths), ready, form, out, named_images, talk)
+
+
+def _output_form(as_json: bool, as_jsonl: bool, as_csv: bool, out: Path | None) -> _Form | None:
+    """The format that the options choose. Raises BadParameter for two, and for a file of another
+    than CSV.
+    """
+    flags.refuse({
+        Message("--json, --jsonl and --csv cannot be combined"): as_json + as_jsonl + as_csv > 1,
+        Message("--out needs --csv"): out and not as_csv,
+    })  # fmt: skip
+    flags.out(out, folder=False)
+    if as_json:
+        return "json"
+    if as_jsonl:
+        return "jsonl"
+    return "csv" if as_csv else None
 
 
 def _class_names(labels: str, file: Path | None, talk: Progress) -> list[str]:
@@ -245,6 +244,22 @@ def _tagged(
     talk.say(Message("predict: {:,} sidecar files changed", changed))
 
 
+def _unknown_names(encoder: Encoder, labels: Labels) -> set[str]:
+    """The labels without a word that the model knows."""
+    from dcclip_cli.inference.zero_shot import unknown_of
+
+    doubtful = [name for name in labels.names if any(word in name for word in labels.unknown)]
+    return {name for name in doubtful if unknown_of(encoder, [name])}
+
+
+def _remove_tags(paths: Sequence[Path], talk: Progress) -> None:
+    """Remove the tags that `predict --xmp` wrote, and show the errors of sidecar files."""
+    from dcclip_cli.inference.model import Prediction
+
+    photos = list(_tagged(map(Prediction, paths), None, (), talk))
+    _show_errors({str(photo.image): photo.error for photo in photos if photo.error}, ())
+
+
 def _thresholds(
     file: Path | None,
     model: str | None,
@@ -286,12 +301,13 @@ def _show(
     labels: Labels,
     form: _Form | None,
     out: Path | None,
-    unread: console.ErrorLines,
+    named_images: Sequence[str],
     talk: Progress,
 ) -> None:
     """Print predictions: JSON at the end, others as they are computed, CSV to `out` if given; end
-    with `unread`.
+    with the errors.
     """
+    unread = console.ErrorLines(named_images)
     listed = list[dict[str, object]]()
     unfit_count = 0
     _say_unknown(talk, "predict", labels.unknown)
@@ -384,6 +400,7 @@ _NOT = Option(
     "Repeatable.",
 )
 _PAGE = Option("--html", metavar="FILE", help="Also write an HTML page with thumbnails.")
+_EMBED_AGAIN = Option("--fresh", help="Embed all images again, and try unreadable ones again.")
 _DUPLICATES = Option(
     "--duplicates", help="Find copies and bursts among the images in the folders instead."
 )
@@ -400,9 +417,7 @@ def search(
     page: Annotated[Path | None, _PAGE] = None,
     duplicates: Annotated[bool, _DUPLICATES] = False,
     dims: flags.Dims = None,
-    fresh: Annotated[
-        bool, Option("--fresh", help="Embed all images again, and try unreadable ones again.")
-    ] = False,
+    fresh: Annotated[bool, _EMBED_AGAIN] = False,
     exclude: flags.Exclude = None,
     device: flags.Where = "auto",
     threads: flags.Threads = None,
@@ -422,19 +437,19 @@ def search(
     """
     flags.out(page, folder=False)
     talk = console.talk(quiet, verbose)
+    options: dict[str, Any] = {
+        "exclude": exclude or (),
+        "model": model,
+        "device": device,
+        "threads": threads,
+        "progress": talk,
+    }
     if duplicates:
         ignored = texts, image, without, dims, fresh, top_k != 12
         flags.refuse(
             {Message("--duplicates takes no query, --dims, --fresh or --top-k"): any(ignored)}
         )
-        chosen = {
-            "exclude": exclude or (),
-            "model": model,
-            "device": device,
-            "threads": threads,
-            "progress": talk,
-        }
-        return _show_duplicates(arguments, chosen, page, as_json, talk)
+        return _show_duplicates(arguments, options, page, as_json, talk)
     if not texts and not image:
         texts = [flags.text(arguments[0], Message("the text"))]
         arguments = arguments[1:]
@@ -442,44 +457,45 @@ def search(
 
     from dcclip_cli.photos import files
 
-    options: dict[str, Any] = {"dims": dims, "device": device, "threads": threads, "progress": talk}
-    query: dict[str, Any] = {
-        "images": image or (),
-        "without": without or (),
-        "exclude": exclude or (),
-    }
+    options |= {"dims": dims, "fresh": fresh, "top_k": top_k}
     result = files.search(
-        texts or (), arguments, **query, model=model, top_k=top_k, fresh=fresh, **options
+        texts or (), arguments, images=image or (), without=without or (), **options
     )
-    hits = result.hits
-    query_text = " + ".join((*(texts or ()), *map(str, image or ()))) + "".join(
-        f" - {text}" for text in without or ()
-    )
+    query = " + ".join([*(texts or ()), *map(str, image or ())])
+    query += "".join(f" - {text}" for text in without or ())
+    _show_hits(result, query, arguments, page, as_json, talk)
+
+
+def _show_hits(
+    result: SearchResult,
+    query: str,
+    folders: Sequence[str],
+    page: Path | None,
+    as_json: bool,
+    talk: Progress,
+) -> None:
     _say_unknown(talk, "search", result.unknown)
     if not result.fits:
-        talk.say(Message("warning: search: no good match for {}", query_text))
+        talk.say(Message("warning: search: no good match for {}", query))
     if as_json:
-        listed = [
-            {"image": str(hit.image), "score": round(hit.score, 6), "time_s": hit.time_s}
-            for hit in hits
-        ]
-        console.show_json(
-            [{key: value for key, value in row.items() if value is not None} for row in listed]
-        )
+        listed = []
+        for hit in result.hits:
+            row = {"image": str(hit.image), "score": round(hit.score, 6)}
+            listed.append(row if hit.time_s is None else row | {"time_s": hit.time_s})
+        console.show_json(listed)
     else:
-        rows = [(hit.title, f"{hit.score:.3f}") for hit in hits]
-        title = Message("{}, in {}", query_text, ", ".join(arguments))
+        rows = [(hit.title, f"{hit.score:.3f}") for hit in result.hits]
+        title = Message("{}, in {}", query, ", ".join(folders))
         console.show_table(title, (Message("image"), Message("score")), rows)
     if page:
-        notes = (
-            [Message("ignored, not in the vocabulary: {}", ", ".join(result.unknown))]
-            if result.unknown
-            else []
-        )
-        notes += [] if result.fits else [Message("no good match for {}", query_text)]
-        captions = [(hit.frame, f"{hit.score:.3f} · {Path(hit.title).name}") for hit in hits]
-        _write_page(page, query_text, notes, captions, talk)
-    _show_errors(result.errors, arguments)
+        notes = []
+        if result.unknown:
+            notes.append(Message("ignored, not in the vocabulary: {}", ", ".join(result.unknown)))
+        if not result.fits:
+            notes.append(Message("no good match for {}", query))
+        captions = [(hit.frame, f"{hit.score:.3f} · {Path(hit.title).name}") for hit in result.hits]
+        _write_page(page, query, notes, captions, talk)
+    _show_errors(result.errors, folders)
 
 
 def _show_duplicates(
@@ -681,31 +697,22 @@ def bench(
     timings = bench(models, images or (), names, threads=threads, progress=talk)
     if as_json:
         return console.show_json([vars(row) for row in timings])
-    headings = [
-        *(
-            Message("model"),
-            Message("parameters"),
-            Message("size"),
-            Message("loading"),
-            Message("memory"),
-        ),
-        *(Message("image"), Message("text"), Message("images/s"), Message("agreement")),
-    ]
-    rows = [
-        [
-            *(
-                row.model,
-                f"{row.parameters / 1e6:.2f} M",
-                size_in_words(row.size_bytes),
-                f"{row.load_s:.2f} s",
-            ),
-            *(size_in_words(row.memory_bytes), f"{row.image_ms:.2f} ms", f"{row.text_ms:.2f} ms"),
-            "" if row.images_per_s is None else f"{row.images_per_s:,.1f}",
-            "" if row.agreement is None else f"{row.agreement:.1%}",
-        ]
-        for row in timings
-    ]
-    shown = [place for place in range(len(headings)) if any(row[place] for row in rows)]
-    console.show_table(
-        "", [headings[place] for place in shown], [[row[place] for place in shown] for row in rows]
-    )
+    columns = {heading: cells for heading, cells in _bench_columns(timings).items() if any(cells)}
+    console.show_table("", list(columns), list(zip(*columns.values(), strict=True)))
+
+
+def _bench_columns(timings: Sequence[Bench]) -> dict[Message, list[str]]:
+    """The cells of the table by their heading; empty for what was not measured."""
+    rates = ["" if row.images_per_s is None else f"{row.images_per_s:,.1f}" for row in timings]
+    shares = ["" if row.agreement is None else f"{row.agreement:.1%}" for row in timings]
+    return {
+        Message("model"): [row.model for row in timings],
+        Message("parameters"): [f"{row.parameters / 1e6:.2f} M" for row in timings],
+        Message("size"): [size_in_words(row.size_bytes) for row in timings],
+        Message("loading"): [f"{row.load_s:.2f} s" for row in timings],
+        Message("memory"): [size_in_words(row.memory_bytes) for row in timings],
+        Message("image"): [f"{row.image_ms:.2f} ms" for row in timings],
+        Message("text"): [f"{row.text_ms:.2f} ms" for row in timings],
+        Message("images/s"): rates,
+        Message("agreement"): shares,
+    }

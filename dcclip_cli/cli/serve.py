@@ -68,11 +68,7 @@ def serve(
     is a search page, /docs describes all requests. An export bundle needs no torch. Prints its
     address, runs until Ctrl-C or SIGTERM, and then finishes accepted requests.
     """
-    if token and not (token.isascii() and token.isprintable() and " " not in token):
-        raise DcclipError(
-            "the token contains a space or a non-ASCII character",
-            "create a new token with: openssl rand -hex 16",
-        )
+    _check_token(token or "")
     talk = console.talk(quiet, verbose)
 
     from dcclip_cli.inference.model import open_encoder
@@ -110,6 +106,14 @@ def serve(
     talk.say(Message("serve: stop with Ctrl-C"))
     with suppress(KeyboardInterrupt):  # which uvicorn raises again once all is answered
         make_server(app, verbose).run(sockets=[listening])
+
+
+def _check_token(token: str) -> None:
+    if not (token.isascii() and token.isprintable() and " " not in token):
+        raise DcclipError(
+            "the token contains a space or a non-ASCII character",
+            "create a new token with: openssl rand -hex 16",
+        )
 
 
 def mcp(

@@ -5,7 +5,7 @@ indexes of data.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -20,6 +20,7 @@ from dcclip_cli.exporters import FormatName, Precision, Preprocess
 if TYPE_CHECKING:
     from dcclip_cli.api import SweepResult
     from dcclip_cli.curation.collect import CollectResult
+    from dcclip_cli.recipe.load import LoadedRecipe
     from dcclip_cli.recipe.summary import ModelSummary
 
 
@@ -81,25 +82,19 @@ def run(
     """
     flags.out(out)
     loaded = flags.open_recipe(recipe, sets)
-    numbers = split(",".join(seeds.split()))
-    if not all(number.isdecimal() and len(number) <= _MOST_DIGITS for number in numbers):
-        raise BadParameter(Message("{} is not a list of integers such as 0 1 2", seeds[:80]))
     if seeds or loaded.recipe.variants:
-        chosen = [int(number) for number in numbers]
+        chosen = _seed_numbers(seeds)
         if check:
-            from dcclip_cli.recipe.load import varied
-
-            # With the first seed: what others take is the same.
             root = out or Path("runs") / loaded.recipe.name
-            seed = chosen[0] if chosen else loaded.recipe.seed
-            names = list(loaded.recipe.variants or [""])
-            console.show_now(Message("{} runs in {}", len(names) * max(1, len(set(chosen))), root))
-            for name in console.counted(
-                console.talk(quiet), Message("variants"), names, len(names), at_once=True
+            count = len(loaded.recipe.variants or [""])
+            console.show_now(Message("{} runs in {}", count * max(1, len(set(chosen))), root))
+            variants = _variants(loaded, root, chosen[0] if chosen else loaded.recipe.seed)
+            talk = console.talk(quiet)
+            for folder, variant in console.counted(
+                talk, Message("variants"), variants, count, at_once=True
             ):
-                variant = varied(loaded, name, seed)
-                folder = root / name / f"seed-{seed}"
-                flags.show_checked(variant, variant.recipe.stages, device, folder, fresh, processes)
+                stages = variant.recipe.stages
+                flags.show_checked(variant, stages, device, folder, fresh, processes)
             return None
         from dcclip_cli.api import sweep
 
@@ -123,6 +118,21 @@ def run(
             "{} after {} steps, measured on one CPU thread of this machine", job.dir.root, steps
         )
         _show_models(title, models)
+
+
+def _seed_numbers(seeds: str) -> list[int]:
+    numbers = split(",".join(seeds.split()))
+    if not all(number.isdecimal() and len(number) <= _MOST_DIGITS for number in numbers):
+        raise BadParameter(Message("{} is not a list of integers such as 0 1 2", seeds[:80]))
+    return [int(number) for number in numbers]
+
+
+def _variants(loaded: LoadedRecipe, root: Path, seed: int) -> Iterator[tuple[Path, LoadedRecipe]]:
+    """The folder and the recipe of each variant, with one seed: what others take is the same."""
+    from dcclip_cli.recipe.load import varied
+
+    for name in loaded.recipe.variants or [""]:
+        yield root / name / f"seed-{seed}", varied(loaded, name, seed)
 
 
 def collect(
