@@ -150,21 +150,6 @@ def test_a_run_returns_each_stage_and_a_summary_of_its_models(done: api.RunResul
     assert all(min(model.parameters, model.size_bytes, model.image_ms) > 0 for model in done.models)
 
 
-def test_evaluate_export_compare_and_load_work_on_a_run(recipe: Path, done: api.RunResult, pairs_file: Path) -> None:
-    model = done.folder / "align" / "model"
-    results = dcclip.evaluate(
-        datasets=[pairs_file], languages=["zh"], model=[model, done.folder / "distill/model"], out="r"
-    )
-    assert [(result.language, result.n) for result in results] == [("zh", 40), ("zh", 40)]
-    exported = dcclip.export(model=model, out="bundle", precision="fp16")
-    assert exported.folder == Path("bundle") and exported.parity is not None and exported.size_bytes > 0
-    assert dcclip.export(model=model, out="bundle", precision="fp16").already_finished
-    assert dcclip.load("bundle").name
-    first, second = (f"r@{result.model}" for result in results)
-    (difference,) = dcclip.compare(first, second).differences
-    assert difference.value == pytest.approx(results[1].value - results[0].value)
-
-
 def test_collect_keeps_what_the_command_keeps() -> None:
     sample = Path(__file__).parent.parent / "recipes" / "collect-sample.yaml"
     result = dcclip.collect(sample, out="by-python", workers=1)

@@ -1,8 +1,5 @@
-"""What tests of commands share: a run of `dcclip` and a bundle of the tiny student."""
+"""What tests of commands share: a run of `dcclip`."""
 
-from pathlib import Path
-
-import pytest
 from typer.testing import CliRunner, Result
 
 from dcclip_cli.cli.app import app
@@ -12,8 +9,3 @@ def dcclip(*arguments: object, expect: int = 0, stdin: str | None = None) -> Res
     result = CliRunner().invoke(app, [str(argument) for argument in arguments], input=stdin)
     assert result.exit_code == expect, f"{result.output}\n{result.exception!r}"
     return result
-
-
-@pytest.fixture
-def bundle(bundle_folder: Path) -> Path:
-    return bundle_folder

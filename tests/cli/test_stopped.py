@@ -6,10 +6,8 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
 pytestmark = pytest.mark.any_cpu
 STOPPED = "stopped: run the same command again\n"
@@ -40,13 +38,3 @@ def test_a_command_can_be_stopped_while_it_is_imported(tmp_path: Path) -> None:
         wait(process, lambda: handles_signals(process))
         process.send_signal(signal.SIGHUP)
         assert process.communicate(timeout=60) == ("", STOPPED) and process.returncode == 129
-
-
-@pytest.fixture
-def raw(tmp_path: Path, pairs_file: Path) -> Path:
-    """A folder with collect.yaml: 40 pairs in 20 slices."""
-    collect: dict[str, Any] = {"sources": [{"kind": "table", "path": str(pairs_file), "name": "drawn"}]}
-    collect |= {"filters": [], "shard_size": 2}
-    recipe = {"format": 1, "name": "收集", "collect": collect}
-    (tmp_path / "collect.yaml").write_text(yaml.safe_dump(recipe, allow_unicode=True), "utf-8")
-    return tmp_path

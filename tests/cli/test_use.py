@@ -16,8 +16,8 @@ from tests.videos import film
 
 
 @pytest.fixture(autouse=True)
-def _model(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DCCLIP_MODEL", str(bundle))
+def _model(bundle_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DCCLIP_MODEL", str(bundle_folder))
 
 
 def test_a_broken_picture_is_a_line_of_json_too(pictures: list[Path]) -> None:
@@ -235,15 +235,17 @@ def test_embed_takes_texts_and_writes_parquet(tmp_path: Path) -> None:
         np.testing.assert_allclose(table["embedding"][1].as_py(), rows[0], atol=difference)
 
 
-def test_bench_measures_models_next_to_each_other(pictures: list[Path], bundle: Path) -> None:
+def test_bench_measures_models_next_to_each_other(pictures: list[Path], bundle_folder: Path) -> None:
     folder = pictures[0].parent
     labels = "猫,dog,汽车"
-    done = dcclip("bench", "starter", bundle, "--images", folder, "--labels", labels, "--json")
+    done = dcclip("bench", "starter", bundle_folder, "--images", folder, "--labels", labels, "--json")
     starter, small = json.loads(done.stdout)
     assert starter["parameters"] > 10e6 > small["parameters"] > 0
     assert starter["size_bytes"] > 5e6 > small["size_bytes"]
     assert starter["agreement"] == 1
-    runs = [dcclip("predict", folder, "--labels", labels, "--model", name, "--json") for name in ("starter", bundle)]
+    runs = [
+        dcclip("predict", folder, "--labels", labels, "--model", name, "--json") for name in ("starter", bundle_folder)
+    ]
     best = [[prediction["labels"][0]["label"] for prediction in json.loads(run.stdout)] for run in runs]
     assert small["agreement"] == sum(map(str.__eq__, *best)) / len(best[0])
     assert all(row[key] > 0 for row in (starter, small) for key in ("load_s", "image_ms", "text_ms", "images_per_s"))
@@ -251,15 +253,17 @@ def test_bench_measures_models_next_to_each_other(pictures: list[Path], bundle: 
     assert "--images" in failed.stderr
 
 
-def test_bench_refuses_what_it_cannot_read_and_leaves_broken_images_out(pictures: list[Path], bundle: Path) -> None:
+def test_bench_refuses_what_it_cannot_read_and_leaves_broken_images_out(
+    pictures: list[Path], bundle_folder: Path
+) -> None:
     pictures[0].write_bytes(b"no image")
-    done = dcclip("bench", bundle, "--images", pictures[0].parent)
+    done = dcclip("bench", bundle_folder, "--images", pictures[0].parent)
     assert "warning: 1 unreadable images are ignored: " in done.stderr and pictures[0].name in done.stderr
-    failed = dcclip("bench", bundle, "--images", pictures[0], expect=1).stderr
+    failed = dcclip("bench", bundle_folder, "--images", pictures[0], expect=1).stderr
     assert "is not a readable image" in failed
     pipe = pictures[0].with_name("管.jpg")
     os.mkfifo(pipe)
-    assert "管.jpg is a pipe, not a file" in dcclip("bench", bundle, "--images", pipe, expect=1).stderr
+    assert "管.jpg is a pipe, not a file" in dcclip("bench", bundle_folder, "--images", pipe, expect=1).stderr
 
 
 def test_export_takes_a_model_and_a_format(model_folder: Path, tmp_path: Path) -> None:

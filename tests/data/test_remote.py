@@ -15,7 +15,8 @@ from dcclip_cli.data.indexed import remove_oldest
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.data.preview import preview_pairs
 from dcclip_cli.data.remote import list_files, local_copies, shown
-from tests.data.servers import S3, forget_connections, http_server
+from tests.data.conftest import S3, forget_connections
+from tests.static_site import Site, serve
 from tests.tars import tar_of
 from tests.train.jobs import Job, Watch, interrupt, refused, run, sha256
 
@@ -28,12 +29,12 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def web(tmp_path: Path) -> Iterator[tuple[str, Any]]:
+def web(tmp_path: Path) -> Iterator[Site]:
     (tmp_path / "00000.tar").write_bytes(CONTENT)
     (tmp_path / "00001.tar").write_bytes(CONTENT[:500])
     forget_connections()
-    with http_server(tmp_path) as (url, handler):
-        yield url, handler
+    with serve(tmp_path) as site:
+        yield site
 
 
 def copies() -> list[str]:
@@ -68,24 +69,23 @@ def test_a_password_in_the_url_of_a_bucket_is_refused_and_not_shown() -> None:
     assert "hunter2" not in f"{caught.value.what}{caught.value.hint}"
 
 
-def test_an_overloaded_server_is_asked_again_and_a_file_is_copied_whole_or_not_at_all(web: tuple[str, Any]) -> None:
-    url, handler = web
-    files = list_files(f"{url}/{{00000..00001}}.tar?key=secret")
+def test_an_overloaded_server_is_asked_again_and_a_file_is_copied_whole_or_not_at_all(web: Site) -> None:
+    files = list_files(f"{web.address}{{00000..00001}}.tar?key=secret")
     assert [(file.name, file.size) for file in files] == [("00000.tar", 10_240), ("00001.tar", 500)]
-    handler.failures = 2
+    web.failures = 2
     assert Path(local_copies(files[:1])[0].location).read_bytes() == CONTENT
-    handler.failures = 3
+    web.failures = 3
     with pytest.raises(DcclipError, match=r"00001.tar cannot be read: the server answers 503"):
         local_copies(files)
-    handler.more = b"more"
+    web.more = b"more"
     with pytest.raises(DcclipError, match=r"00001.tar cannot be read: it has more than the 500 bytes") as caught:
         local_copies(files)
     assert "secret" not in caught.value.what
     assert copies() == ["00000.tar"]
 
 
-def test_copies_over_the_bound_are_refused_before_any_is_made(web: tuple[str, Any]) -> None:
-    files = list_files(f"{web[0]}/{{00000..00001}}.tar")
+def test_copies_over_the_bound_are_refused_before_any_is_made(web: Site) -> None:
+    files = list_files(f"{web.address}{{00000..00001}}.tar")
     local_copies(files[1:])
     with pytest.raises(DcclipError, match=r"1.02e-05 GB in .*, which has 5e-07 GB and is limited to 1.05e-05 GB"):
         local_copies(files, 10_500)
@@ -93,10 +93,10 @@ def test_copies_over_the_bound_are_refused_before_any_is_made(web: tuple[str, An
     assert len(local_copies(files, 10_740)) == 2
 
 
-def test_a_missing_file_of_a_server_is_an_error_that_shows_no_signature(web: tuple[str, Any]) -> None:
-    url = web[0].replace("http://", "http://me:secret@")
+def test_a_missing_file_of_a_server_is_an_error_that_shows_no_signature(web: Site) -> None:
+    url = web.address.replace("http://", "http://me:secret@")
     with pytest.raises(DcclipError, match=r"/猫.tar does not exist") as caught:
-        list_files(f"{url}/猫.tar?X-Amz-Signature=secret")
+        list_files(f"{url}猫.tar?X-Amz-Signature=secret")
     assert "secret" not in caught.value.what + caught.value.hint
 
 
@@ -112,17 +112,17 @@ def test_another_protocol_is_an_error_and_a_missing_package_is_named_with_its_co
 
 
 def test_shards_of_a_web_server_are_the_pairs_on_disk_and_nothing_that_they_name_is_fetched(
-    web: tuple[str, Any], pairs: list[Pair], tmp_path: Path
+    web: Site, pairs: list[Pair], tmp_path: Path
 ) -> None:
-    naming = [Pair(pair.key, pair.image, pair.zh, pair.en, {"url": f"{web[0]}/{pair.key}.png"}) for pair in pairs]
+    naming = [Pair(pair.key, pair.image, pair.zh, pair.en, {"url": f"{web.address}{pair.key}.png"}) for pair in pairs]
     for number in range(2):
         (tmp_path / f"{number:05}.tar").write_bytes(tar_of(naming[number * 20 : number * 20 + 20]))
-    url = f"{web[0]}/{{00000..00001}}.tar?signature=secret"
+    url = f"{web.address}{{00000..00001}}.tar?signature=secret"
     assert preview_pairs(url).samples == 40
     assert copies() == ["00000.tar"]
     dataset = open_pairs(url)
     assert list(dataset) == naming
-    names = {request.partition("?")[0] for request in web[1].requests}
+    names = {request.partition("?")[0] for request in web.requests}
     assert names == {"/00000.tar", "/00001.tar"}
     assert "secret" not in str(dataset.path)
     assert all(b"secret" not in file.read_bytes() for file in cache_folder().rglob("*") if file.is_file())

@@ -26,7 +26,7 @@ from dcclip_cli.inference.onnx_encoder import OnnxEncoder
 from dcclip_cli.inference.zero_shot import class_means, fill, softmax
 from dcclip_cli.model.known_words import words_of
 from dcclip_cli.model.tokenizer import load_tokenizer
-from tests.exporters.serving import serve
+from tests.static_site import serve
 
 ROOT = Path(__file__).parents[2]
 PHOTOS = sorted((ROOT / "recipes/starter/photos").glob("*.jpg"))

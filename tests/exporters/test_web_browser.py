@@ -18,8 +18,8 @@ from dcclip_cli.core.errors import DcclipError
 from dcclip_cli.core.files import cache_folder
 from dcclip_cli.inference.model import load
 from tests.conftest import opened
-from tests.exporters.serving import Site, serve
 from tests.images import encode
+from tests.static_site import Site, serve
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]

@@ -1,7 +1,7 @@
 """A teacher's facts, known without loading it as long as its files are the same."""
 
-import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,9 +9,7 @@ from typing import Any
 import pytest
 
 from dcclip_cli.core.errors import DcclipError
-from dcclip_cli.core.machine import cpu_name
 from dcclip_cli.core.progress import Silent
-from dcclip_cli.core.versions import versions
 from dcclip_cli.model.teachers import AltClipTeacher, OpenClipTeacher, TransformersTeacher
 from dcclip_cli.train.teacher import LazyTeacher, widths
 
@@ -51,7 +49,7 @@ def test_a_teacher_that_proves_to_be_another_is_an_error_and_forgotten(folder: P
     assert not record.exists()
 
 
-def test_the_facts_are_stored_under_the_options_and_the_state_of_the_files_they_name(
+def test_facts_are_on_record_for_the_same_options_and_the_same_files(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from huggingface_hub import constants
@@ -64,25 +62,23 @@ def test_the_facts_are_stored_under_the_options_and_the_state_of_the_files_they_
     (snapshot.parents[1] / "refs").mkdir()
     (snapshot.parents[1] / "refs/main").write_text("1")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    sizes = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
-    in_folder = [str(folder), [[name, size, (folder / name).stat().st_mtime_ns] for name, size in sizes.items()]]
-    in_cache = [str(snapshot), [[name, size, f"../../blobs/{name}"] for name, size in sizes.items()]]
     TransformersTeacher(model=str(snapshot)).source.check()  # which has links out of it
-    by_teacher: list[tuple[Any, str, list[Any] | None]] = [
-        (TransformersTeacher, str(folder), in_folder),
-        (OpenClipTeacher, str(folder), in_folder),
-        (TransformersTeacher, "org/altclip", in_cache),
-        (OpenClipTeacher, "hf-hub:org/altclip", in_cache),
-        (OpenClipTeacher, "ViT-B-32/openai", ["ViT-B-32/openai"]),
-        (TransformersTeacher, "org/nothing", None),
-        (OpenClipTeacher, "hf-hub:org/nothing", None),
-    ]
-    for teacher, model, state in by_teacher:
-        kind = "open_clip" if teacher is OpenClipTeacher else "transformers"
-        options = {"precision": "fp32", "kind": kind, "model": model}
-        identity = ["2", options, state, "cpu", cpu_name(), "fp32", [0], versions()]
-        name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
-        loaded_later = teacher(model=model, precision="fp32")
-        record = LazyTeacher(loaded_later, "cpu", Silent(), [0])._record
-        assert record == (state and tmp_path / "cache/teachers" / f"{name}.json")
-        assert (loaded_later.source.blank() is None) == (state in (None, ["ViT-B-32/openai"]))  # without its shapes
+
+    transformers = [TransformersTeacher(model=model, precision="fp32") for model in (str(folder), "org/altclip")]
+    open_clip = [OpenClipTeacher(model=model) for model in (str(folder), "hf-hub:org/altclip", "ViT-B-32/openai")]
+    teachers = [*transformers, TransformersTeacher(model=str(folder), precision="bf16"), *open_clip]
+    before = [record_of(teacher) for teacher in teachers]
+    before.append(record_of(teachers[0], layers=(0, 1)))
+    assert None not in before and len(set(before)) == len(teachers) + 1
+    os.utime(folder / "config.json", ns=(1, 1))
+    (snapshot / "config.json").unlink()
+    (snapshot / "config.json").symlink_to("../../blobs/vocab.json")  # another version
+    changed = [record_of(teacher) != record for teacher, record in zip(teachers, before, strict=False)]
+    assert changed == [True] * 5 + [False]
+    for absent in (TransformersTeacher(model="org/nothing"), OpenClipTeacher(model="hf-hub:org/nothing")):
+        assert record_of(absent) is None and absent.source.blank() is None
+    assert open_clip[-1].source.blank() is None and open_clip[0].source.blank() is not None
+
+
+def record_of(teacher: Any, layers: tuple[int, ...] = (0,)) -> Path | None:
+    return LazyTeacher(teacher, "cpu", Silent(), layers)._record
