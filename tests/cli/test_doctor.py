@@ -49,12 +49,6 @@ def test_without_the_train_extra_it_says_how_to_install_it(monkeypatch: pytest.M
 
 
 @pytest.mark.usefixtures("no_torch")
-def test_the_model_is_in_the_users_language(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DCCLIP_LANG", "zh")
-    assert " dcclip 自带的 starter\n" in CliRunner().invoke(app, ["doctor"]).stdout
-
-
-@pytest.mark.usefixtures("no_torch")
 def test_no_user_name_and_no_secret_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = tmp_path / "小明 jane"
     (home / "cache" / "features" / "model").mkdir(parents=True)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from dcclip_cli.eval.evaluate import EvalOptions, evaluate, open_datasets
 from dcclip_cli.eval.metrics import metrics_of
 from dcclip_cli.eval.report import write_report
 from dcclip_cli.eval.result import EvalResult, load_results, save_results, sha256_of, table, unpack
-from dcclip_cli.model.reference import ModelSource, resolve
+from dcclip_cli.model.reference import ModelSource
 from tests.eval import layouts
 from tests.eval.conftest import clear
 
@@ -158,12 +158,6 @@ def test_images_without_a_caption_are_in_no_retrieval(tmp_path: Path, run: Any) 
     assert "data set things: 3 of 6 pairs have a caption in zh" in lines
 
 
-def test_memes_have_a_metric_and_a_split_of_their_own(tmp_path: Path, run: Any) -> None:
-    layouts.class_folders(tmp_path / "hateful-memes/dev", ["alpha_0", "alpha_1"])
-    [memes] = run(Oracle(), ["hateful-memes"], tmp_path)
-    assert memes.metric == "roc_auc" and memes.value == 1.0 and memes.split == "dev"
-
-
 def test_kitti_is_resized_to_a_square_and_objectnets_border_is_cropped(tmp_path: Path, run: Any) -> None:
     whole(tmp_path, "kitti_distance", 4)
     model = Oracle()
@@ -213,25 +207,6 @@ def test_unreadable_images_are_counted_and_named(tmp_path: Path, run: Any) -> No
     clear()
     with pytest.raises(DcclipError, match="none of 47 images is readable"):
         run(Oracle(), ["dtd"], tmp_path)
-
-
-def test_a_result_is_written_whole_and_a_bundle_is_evaluated_like_its_model(
-    model_folder: Path, bundle_folder: Path, pairs_file: Path, tmp_path: Path
-) -> None:
-    options = EvalOptions(datasets=(str(pairs_file),))
-    models = [resolve(str(model_folder)), resolve(str(bundle_folder))]
-    results = evaluate(models, open_datasets(options), options, device="cpu")
-    named = [(model, language) for model in ("tiny", "tiny-fp32") for language in ("en", "zh")]
-    assert [(result.model, result.language) for result in results] == named
-    assert results[0].metrics == results[2].metrics and results[1].metrics == results[3].metrics
-    assert results[0].class_names_sha256 != results[1].class_names_sha256
-    save_results(results, tmp_path / "eval")
-    [first, *_] = json.loads((tmp_path / "eval/train.json").read_text("utf-8"))
-    assert first["value"] == first["metrics"]["top1"] == results[0].value
-    assert first["preprocessing"]["size"] == 64 and first["versions"]["numpy"] == np.__version__
-    assert len(json.loads((tmp_path / "eval/summary.json").read_text("utf-8"))) == 4
-    again = [asdict(result) for result in load_results(tmp_path / "eval")]
-    assert json.dumps(again) == json.dumps([asdict(result) for result in results])
 
 
 def test_two_data_sets_of_one_name_are_refused(pairs_file: Path, tmp_path: Path, pairs: list[Pair]) -> None:

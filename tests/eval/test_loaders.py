@@ -81,13 +81,6 @@ def test_another_class_order_in_the_tars_is_mapped_by_its_names(tmp_path: Path) 
     labels_match(open_dataset("fer2013", data_root=tmp_path), 7)
 
 
-def test_templates_are_the_sets_own_a_compact_set_or_none(tmp_path: Path, small: dict[str, KnownSet]) -> None:
-    layouts.class_folders(tmp_path / "dtd/test", folders_of(small["dtd"]))
-    assert truth(open_dataset("dtd", None, tmp_path)).templates == ("a photo of a {}.", "{}")
-    assert truth(open_dataset("dtd-cn", None, tmp_path, "compact")).templates == ("一个{}",)
-    assert truth(open_dataset("dtd-cn", None, tmp_path, "name")).templates == ("{}",)
-
-
 NAMES = [f"thing {number}" for number in range(47)]
 TRUTHS = [f"{number}".encode() for number in range(47)]
 

@@ -7,8 +7,7 @@ from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import chain, product
-from operator import itemgetter
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -280,30 +279,6 @@ def test_an_option_changes_results_and_what_saves_time_does_not(row: Row, names:
         omitted = row | {option: plain[option]}
         if row[option] != plain[option] and ARRAY.follows_rules(omitted):
             assert results(omitted, tmp_path) != first, option
-
-
-@cases([row for row in ARRAY.rows if {"two", "together"} & {*row.values()} and row["task"] != "probe"][:20], 1)
-def test_results_of_each_model_data_set_and_language_alone_are_those_of_all(
-    row: Row, data_sets: dict[str, list[DataSet]], names: None, tmp_path: Path
-) -> None:
-    together = results(row, tmp_path)
-    parts = list[Path]()
-    models = {"two": ["folder", "starter"]}.get(row["model"], [row["model"]])
-    for model, data in product(models, {"together": ["pairs", "chinese"]}.get(row["data"], [row["data"]])):
-        languages = ("en", "zh") if data == "pairs" and row["languages"] in ("all", "both") else (row["languages"],)
-        for language in languages if data != "chinese" else ("all",):
-            parts.append(tmp_path / f"{model}-{data}-{language}")
-            task = "none" if data == "chinese" else row["task"]
-            part = {"model": model, "data": data, "languages": language, "task": task, "output": "out"}
-            templates = "own" if task == "retrieval" else row["templates"]
-            run(row | part | {"format": "none", "templates": templates}, parts[-1])
-    options = [str(value) for part in parts for value in ("--results", part)]
-    merged = json.loads(dcclip("eval", *options, "--out", tmp_path / "all", "--json").stdout)
-    key = itemgetter("model", "dataset", "language")
-    compared = together[0].keys() - {"metrics", "value", "lost"}
-    for result, alone in zip(sorted(together, key=key), sorted(merged, key=key), strict=True):
-        assert {name: result[name] for name in compared} == {name: alone[name] for name in compared}
-        assert result["metrics"] == pytest.approx(alone["metrics"], abs=1e-6)
 
 
 @pytest.mark.parametrize(("rule", "error"), zip(ARRAY.rules, ERRORS, strict=True))

@@ -14,6 +14,7 @@ from dcclip_cli.model.students import (
     PRESETS,
     ImageTower,
     StudentOptions,
+    TextTower,
     build_model,
     init_image_tower,
     model_config,
@@ -123,3 +124,10 @@ def test_weights_that_are_missing_broken_incomplete_or_of_another_network_are_re
     save_file({name: value for name, value in target.visual.state_dict().items() if "fc2" not in name}, file)
     with pytest.raises(DcclipError, match=r"no matching head\.mlp\.fc2\.weight"):
         start(target, file)
+
+
+def test_heads_have_to_divide_the_width() -> None:
+    for heads, width, near in ((7, 64, 8), (None, 224, 2)):
+        with pytest.raises(ValueError, match=f"set heads: {near}"):
+            TextTower(heads=heads, width=width)
+    assert TextTower(width=96).head_count == 1

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from dcclip_cli.curation.scores import Agreement
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.model.teachers import AltClipTeacher, FgClip2Teacher, OpenClipTeacher, Teacher, TransformersTeacher
+from dcclip_cli.train.teacher import map_grids, widths
 
 ANY_TEACHER: TypeAdapter[Teacher] = TypeAdapter(Teacher)
 
@@ -106,3 +107,16 @@ def test_bars_of_downloads_remain_off_without_a_warning(altclip_folder: Path, mo
     module = importlib.import_module("huggingface_hub.utils.tqdm")  # the attribute of this name is a class
     monkeypatch.setattr(module, "HF_HUB_DISABLE_PROGRESS_BARS", True)
     AltClipTeacher(model=str(altclip_folder)).load()
+
+
+@pytest.mark.parametrize("kind", ["altclip", "chineseclip", "siglip2", "openclip-xlmr", "student"])
+def test_a_teacher_has_its_widths_and_grids_without_its_weights(
+    kind: str, hub_teachers: Path, model_folder: Path
+) -> None:
+    library = OpenClipTeacher if kind in ("openclip-xlmr", "student") else TransformersTeacher
+    teacher = library(model=str(model_folder if kind == "student" else hub_teachers / kind))
+    blank = teacher.source.blank()
+    loaded = teacher.load()
+    assert blank is not None and {str(parameter.device) for parameter in blank.parameters()} == {"meta"}
+    assert widths(blank, (0,)) == widths(loaded, (0,)) and map_grids(blank, (0,)) == map_grids(loaded, (0,))
+    assert blank.parameters_count() == loaded.parameters_count()

@@ -24,20 +24,10 @@ from dcclip_cli.photos.index import (
     say_missing,
     search_all,
 )
-from tests.damage import damage
 
 
 def blocks() -> list[Path]:
     return list(Path(os.environ["DCCLIP_CACHE"]).rglob("*.safetensors"))
-
-
-def test_the_nearest_come_first() -> None:
-    embeddings = np.asarray([[1, 0], [0.6, 0.8], [0, 1], [-1, 0]], np.float32)
-    index = ImageIndex(Path("相册"), ("a.png", "b.png", "c.png", "d.png"), embeddings, {}, 0)
-    hits = index.search(np.asarray([0.8, 0.6], np.float32), 2)
-    assert [hit.image for hit in hits] == [Path("相册/b.png"), Path("相册/a.png")]
-    assert [hit.score for hit in hits] == pytest.approx([0.96, 0.8])
-    assert len(index.search(np.asarray([1, 0], np.float32), 99)) == 4
 
 
 def test_pictures_are_embedded_once_and_again_when_they_change(bundle_folder: Path, pictures: list[Path]) -> None:
@@ -79,17 +69,6 @@ def test_a_picture_of_several_folders_is_one_hit(
         indexes = [open_index(model, path) for path in (Path("链接/下"), folder, folder / "下")]
         hits = search_all(indexes, query, top_k)
         assert [hit.image.resolve() for hit in hits] == [hit.image for hit in alone.search(query, top_k)]
-
-
-def test_an_index_that_is_broken_is_created_again(bundle_folder: Path, pictures: list[Path]) -> None:
-    model = OnnxEncoder(bundle_folder, "cpu")
-    folder = pictures[0].parent
-    full = open_index(model, folder)
-    for file in blocks():
-        damage(file, "cut")
-    again = open_index(model, folder)
-    assert again.embedded == 5
-    np.testing.assert_array_equal(again.embeddings, full.embeddings)
 
 
 def test_where_the_cache_cannot_be_written_a_search_is_answered_and_says_that_nothing_is_kept(
@@ -208,21 +187,6 @@ def test_embeddings_of_a_stopped_call_are_used_and_bit_for_bit_the_same(
         assert (len(rest.vectors), rest.computed, list(rest.errors)) == (39, 8, [3])
         np.testing.assert_array_equal(rest.vectors, full.vectors)
     assert blocks() == []
-
-
-def test_shortened_embeddings_have_an_index_of_their_own_made_from_the_full_one(
-    bundle_folder: Path, pictures: list[Path]
-) -> None:
-    model = OnnxEncoder(bundle_folder, "cpu")
-    folder = pictures[0].parent
-    full = open_index(model, folder)
-    short = shortened(model, 8, Silent())
-    index = open_index(short, folder)
-    assert (index.embedded, index.embeddings.shape) == (0, (5, 8))
-    cut = full.embeddings[:, :8] / np.linalg.norm(full.embeddings[:, :8], axis=1, keepdims=True)
-    np.testing.assert_allclose(index.embeddings, cut, atol=1e-3)
-    assert open_index(short, folder, fresh=True).embedded == 5
-    assert len(index.search(short.encode_texts(["红色的圆"])[0], 3)) == 3
 
 
 def test_dimensions_that_a_model_was_not_trained_for_are_warned_of_and_too_many_refused(bundle_folder: Path) -> None:

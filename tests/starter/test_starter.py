@@ -126,22 +126,6 @@ def test_it_names_the_words_that_it_ignores_next_to_known_words(text: str, ignor
     assert dcclip_cli.load("starter", device="cpu").unknown([text, "狗", text]) == ignored
 
 
-def test_a_search_encodes_its_texts_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = dcclip_cli.load("starter", device="cpu")
-    encoded = list[str]()
-    encode = model._encoder.encode_texts
-
-    def encode_texts(texts: list[str]) -> np.ndarray:
-        encoded.extend(texts)
-        return encode(texts)
-
-    monkeypatch.setattr(model._encoder, "encode_texts", encode_texts)
-    dcclip_cli.search("a red car", PHOTOS, without=["花"], model=model)
-    with TestClient(application(model._encoder, [open_index(model._encoder, PHOTOS)])) as client:
-        client.post("/search", data={"text": "一只 red cat", "not": "dog"})
-    assert [encoded.count(text) for text in ("a red car", "花", "一只 red cat")] == [1, 1, 1]
-
-
 @pytest.mark.parametrize(
     ("labels", "hinted"), [("dog,水果", True), ("dog,水果,其他", False), ("cat,咖啡,rocket,flower,寺庙,people", False)]
 )
