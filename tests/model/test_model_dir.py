@@ -81,13 +81,13 @@ def test_saving_what_was_loaded_gives_the_same_weights(model_folder: Path, tmp_p
     assert model_fingerprint(tmp_path / "again") == model_fingerprint(model_folder)
 
 
-def save_again(model_folder: Path, target: Path, scale: float | None = None) -> None:
+def save_again(model_folder: Path, target: Path, half: bool = False, scale: float | None = None) -> None:
     towers = load_model(model_folder)
     assert towers.preprocessing is not None
     if scale is not None:
         towers.model.logit_scale.data.fill_(scale)
     config = read_json(model_folder / "open_clip_config.json", "")["model_cfg"]
-    save_model(target, towers.model, config, towers.preprocessing, load_tokenizer(model_folder), {})
+    save_model(target, towers.model, config, towers.preprocessing, load_tokenizer(model_folder), {}, half)
 
 
 def test_a_directory_replaces_the_one_that_was_there(model_folder: Path, tmp_path: Path) -> None:
@@ -95,6 +95,18 @@ def test_a_directory_replaces_the_one_that_was_there(model_folder: Path, tmp_pat
     (tmp_path / "again/old").write_text("旧")
     save_again(model_folder, tmp_path / "again")
     assert not (tmp_path / "again/old").exists() and [*tmp_path.iterdir()] == [tmp_path / "again"]
+
+
+def test_half_stores_fp16_and_loads_as_fp32(model_folder: Path, tmp_path: Path) -> None:
+    save_again(model_folder, tmp_path / "half", half=True)
+    stored = load_file(tmp_path / "half" / "open_clip_model.safetensors")
+    assert {value.dtype for value in stored.values() if value.is_floating_point()} == {torch.float16}
+    full = load_model(model_folder)
+    half = load_model(tmp_path / "half")
+    assert {value.dtype for value in half.parameters()} == {torch.float32}
+    with torch.no_grad():
+        embeddings = [towers.text_features(towers.tokenize(["猫", "cat"])).embedding for towers in (full, half)]
+    torch.testing.assert_close(*embeddings, rtol=0, atol=0.01)
 
 
 def test_weights_that_are_not_finite_are_never_saved(model_folder: Path, tmp_path: Path) -> None:
