@@ -46,7 +46,7 @@ from dcclip_cli.inference.zero_shot import Labels, label_prompts, unknown_of
 from dcclip_cli.photos.duplicates import find_duplicates
 from dcclip_cli.photos.files import query_fits
 from dcclip_cli.photos.filters import Filters
-from dcclip_cli.photos.index import ImageIndex, count_all, direction, search_all
+from dcclip_cli.photos.index import Hit, ImageIndex, count_all, direction, search_all
 from dcclip_cli.photos.live import LiveIndexes
 from dcclip_cli.serve.batches import (
     IMAGE_URL,
@@ -206,6 +206,21 @@ class Server:
         is_text = np.array([not text.startswith(IMAGE_URL) for text in inputs])
         return np.asarray(embedded[np.argsort(np.argsort(is_text, kind="stable"))])
 
+    async def query(
+        self, texts: Sequence[str], without: Sequence[str], files: Sequence[bytes]
+    ) -> tuple[np.ndarray, list[str]]:
+        """What to search for (D,): texts and images are added, texts `without` subtracted. And
+        what the model never learnt.
+        """
+        queries = [*texts, *without]
+        vectors = np.zeros((0, 1), np.float32)
+        if queries:
+            vectors = await self.encoder.embed_texts(queries)
+        unknown = await self.encoder.in_pool(unknown_of, self.encoder.encoder, queries, vectors)
+        added = [vectors[: len(texts)]] if texts else []
+        added += [await self.encoder.embed_images(files)] if files else []
+        return direction(np.concatenate(added), vectors[len(texts) :]), unknown
+
     async def count_tokens(self, inputs: Sequence[str]) -> int:
         """How many tokens the model reads of those inputs that are texts."""
         texts = [text for text in inputs if not text.startswith(IMAGE_URL)]
@@ -303,6 +318,19 @@ def application(
     app.state.server = server
     app.add_middleware(Guard, metrics=server.metrics, token=token, hosts=hosts)
 
+    _add_errors(app)
+    _add_status(app, server)
+    _add_model(app, server)
+    _add_immich(app, server)
+    _add_mt_photos(app, server)
+    _add_search(app, server)
+    _add_duplicates(app, server)
+    _add_images(app, server)
+    _add_page(app, server)
+    return app
+
+
+def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(DcclipError)
     async def refused(request: Request, error: DcclipError) -> Response:
         return error_response(request.scope, error)
@@ -321,6 +349,8 @@ def application(
         problem = DcclipError("{}", "see /docs for the available paths", error.detail)
         return error_response(request.scope, problem, error.status_code, error.headers)
 
+
+def _add_status(app: FastAPI, server: Server) -> None:
     @app.get("/health")
     async def health() -> dict[str, Any]:
         """The model, how many images can be searched, how many are unreadable, and how many
@@ -338,15 +368,6 @@ def application(
     async def metrics() -> Response:
         """Counters in Prometheus's form."""
         return Response(generate_latest(server.metrics.registry), media_type=CONTENT_TYPE_LATEST)
-
-    _add_model(app, server)
-    _add_immich(app, server)
-    _add_mt_photos(app, server)
-    _add_search(app, server)
-    _add_duplicates(app, server)
-    _add_images(app, server)
-    _add_page(app, server)
-    return app
 
 
 def _add_model(app: FastAPI, server: Server) -> None:
@@ -526,41 +547,27 @@ def _add_search(app: FastAPI, server: Server) -> None:
         files = [await upload.read() for upload in image]
         if not texts and not files:
             raise DcclipError("the request has neither text nor an image", "send an image or text")
-        encoder = server.encoder.encoder
-        queries = [*texts, *minus]
-        vectors = (
-            await server.encoder.embed_texts(queries) if queries else np.zeros((0, 1), np.float32)
-        )
-        unknown = await server.encoder.in_pool(unknown_of, encoder, queries, vectors)
-        added = [vectors[: len(texts)]] if texts else []
-        added += [await server.encoder.embed_images(files)] if files else []
-        query = direction(np.concatenate(added), vectors[len(texts) :])
-        results: list[dict[str, Any]] = []
-        for hit in await server.encoder.in_pool(search_all, indexes, query, top_k):
-            above = [
-                place
-                for place, index in enumerate(indexes)
-                if hit.image.is_relative_to(index.folder)
-            ]
-            folder = max(
-                above, key=lambda place: len(indexes[place].folder.parts)
-            )  # the one that contains it
-            name = str(hit.frame.relative_to(indexes[folder].folder))
-            results.append(_shown_image(folder, name) | {"score": round(hit.score, 6)})
-        fits = bool(results) and bool(
-            files or await server.encoder.in_pool(query_fits, encoder, indexes, texts)
-        )
+        query, unknown = await server.query(texts, minus, files)
+        nearest = await server.encoder.in_pool(search_all, indexes, query, top_k)
+        results = [_shown_hit(indexes, hit) for hit in nearest]
         hits = 0
+        fits = bool(results)
         if results:
             hits = await server.encoder.in_pool(count_all, indexes, query, results[0]["score"] / 2)
+        if results and not files:
+            encoder = server.encoder.encoder
+            fits = await server.encoder.in_pool(query_fits, encoder, indexes, texts)
         images = sum(len(index.images) for index in indexes)
-        return {
-            "results": results,
-            "unknown": unknown,
-            "fits": fits,
-            "hits": hits,
-            "images": images,
-        }
+        answer = {"results": results, "unknown": unknown, "fits": fits}
+        return answer | {"hits": hits, "images": images}
+
+
+def _shown_hit(indexes: Sequence[ImageIndex], hit: Hit) -> dict[str, Any]:
+    """A hit with its score, in the innermost of the folders that contain it."""
+    above = [place for place, index in enumerate(indexes) if hit.image.is_relative_to(index.folder)]
+    folder = max(above, key=lambda place: len(indexes[place].folder.parts))
+    name = str(hit.frame.relative_to(indexes[folder].folder))
+    return _shown_image(folder, name) | {"score": round(hit.score, 6)}
 
 
 def _add_duplicates(app: FastAPI, server: Server) -> None:
@@ -702,18 +709,54 @@ class _VideoResponse(FileResponse):
             await super().__call__(scope, receive, send_part)
 
 
+def _shown_subfolders(indexes: Sequence[ImageIndex]) -> list[dict[str, Any]]:
+    """The folders next below those that are searched; of several also these."""
+    subfolders = []
+    for folder, index in enumerate(indexes):
+        tops = {name.split(os.sep)[0] for name in index.images if os.sep in name}
+        if len(indexes) > 1:
+            subfolders.append(_shown_image(folder, ""))
+        subfolders += [_shown_image(folder, top) for top in sorted(tops)[:_MOST_SUBFOLDERS]]
+    return subfolders
+
+
+class _ExampleSearches:
+    """The example searches that fit the folders best; chosen again after a minute."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._vectors = np.empty(0)
+        self._chosen: list[dict[str, str]] = []
+        self._chosen_s = 0.0
+
+    async def choose(self, indexes: Sequence[ImageIndex]) -> list[dict[str, str]]:
+        if self._chosen and time.monotonic() - self._chosen_s <= _EXAMPLES_S:
+            return self._chosen
+        encoder = self._server.encoder
+        if not len(self._vectors):
+            texts = [*_EXAMPLE_SEARCHES, *_EXAMPLE_SEARCHES.values()]
+            self._vectors = await encoder.embed_texts(texts)
+        pairs = self._vectors.reshape(2, -1, self._server.dims).swapaxes(0, 1)
+        scores = []
+        for pair in pairs:
+            nearest = await encoder.in_pool(search_all, indexes, direction(pair), _NEAREST)
+            scores.append(nearest[len(nearest) // 2].score)
+        fitting = best(list(_EXAMPLE_SEARCHES), np.array(scores), _EXAMPLES)
+        self._chosen = [{"en": name, "zh": _EXAMPLE_SEARCHES[name]} for name, _ in fitting]
+        self._chosen_s = time.monotonic()
+        return self._chosen
+
+
 def _add_page(app: FastAPI, server: Server) -> None:
     described: tuple[Sequence[ImageIndex], dict[str, Any]] | None = None
-    texts = np.empty(0)
-    examples: list[dict[str, str]] = []
-    examples_s = 0.0  # when they were chosen
+    examples = _ExampleSearches(server)
 
     @app.get("/folders")
     async def folders() -> dict[str, Any]:
         """The folders that are searched, those in them, some images, and searches that find
         something.
         """
-        nonlocal described, texts, examples, examples_s
+        nonlocal described
         indexes = server.live.current
         if described and described[0] is indexes:
             return described[1]
@@ -725,42 +768,20 @@ def _add_page(app: FastAPI, server: Server) -> None:
             (index.folder.resolve().name or "/").encode(errors="replace").decode()
             for index in indexes
         ]
-        subfolders = list[dict[str, Any]]()
-        for folder, index in enumerate(indexes):
-            tops = {name.split(os.sep)[0] for name in index.images if os.sep in name}
-            if len(indexes) > 1:
-                subfolders.append(_shown_image(folder, ""))
-            subfolders += [_shown_image(folder, top) for top in sorted(tops)[:_MOST_SUBFOLDERS]]
-        if images and (not examples or time.monotonic() - examples_s > _EXAMPLES_S):
-            if not len(texts):
-                texts = await server.encoder.embed_texts(
-                    [*_EXAMPLE_SEARCHES, *_EXAMPLE_SEARCHES.values()]
-                )
-            queries = [direction(pair) for pair in texts.reshape(2, -1, server.dims).swapaxes(0, 1)]
-            hits = [
-                await server.encoder.in_pool(search_all, indexes, query, _NEAREST)
-                for query in queries
-            ]
-            medians = np.array([nearest[len(nearest) // 2].score for nearest in hits])
-            fitting = best(list(_EXAMPLE_SEARCHES), medians, _EXAMPLES)
-            examples = [{"en": name, "zh": _EXAMPLE_SEARCHES[name]} for name, _ in fitting]
-            examples_s = time.monotonic()
         answer = {
             "folders": names,
-            "subfolders": subfolders,
+            "subfolders": _shown_subfolders(indexes),
             "images": len(images),
             "samples": samples,
+            "examples": await examples.choose(indexes) if images else [],
         }
-        answer["examples"] = examples if images else []
         described = indexes, answer
         return answer
 
-    files = [
-        file
-        for folder in (SHARED_PAGE, Path(__file__).with_name("page"))
-        for file in folder.iterdir()
-    ]
-    page_files = {file.name: (file.read_bytes(), _PAGE_TYPES[file.suffix]) for file in files}
+    page_files = {}
+    for folder in (SHARED_PAGE, Path(__file__).with_name("page")):
+        for file in folder.iterdir():
+            page_files[file.name] = file.read_bytes(), _PAGE_TYPES[file.suffix]
 
     @app.get("/page/{name}", include_in_schema=False)
     async def page_file(name: str) -> Response:
