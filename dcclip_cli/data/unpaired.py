@@ -74,8 +74,11 @@ class ImageFolder(PairDataset):
     def __len__(self) -> int:
         return len(self._names)
 
+    def keys(self) -> Sequence[str]:
+        return Lazy(len(self), lambda index: os.fsdecode(self._names[index].as_py()))
+
     def __getitem__(self, index: int) -> Pair:
-        name = os.fsdecode(self._names[index].as_py())
+        name = self.keys()[index]
         file = Path(self.path, name)
         try:
             return Pair(name, file.read_bytes())

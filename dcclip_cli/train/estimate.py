@@ -28,6 +28,7 @@ from dcclip_cli.core.processes import calls, process_pool
 from dcclip_cli.core.progress import Silent
 from dcclip_cli.core.text import duration_in_words, size_in_words
 from dcclip_cli.data.batch import Batch
+from dcclip_cli.data.labels import Labels
 from dcclip_cli.data.pair import ConcatDataset, PairDataset
 from dcclip_cli.data.preview import Preview, PreviewDataset
 from dcclip_cli.data.samplers import EpochBatchSampler, MixedBatchSampler, TrainingData
@@ -79,6 +80,7 @@ _MEMORY_HINT = Message("split batches into parts: set images_per_part or a large
 # of a text where nothing is known, and at most
 _TOKENS = 16
 _MOST_TOKENS = 77
+_CLASSES = 20
 
 Question = tuple[
     tuple[str | int, ...], Callable[[], object]
@@ -175,6 +177,16 @@ class BlankStage(Stage):
         )
         dataset = joined if len(datasets) > 1 else next(iter(datasets.values()))
         return TrainingData(dataset, MixedBatchSampler(tuple(samplers)), datasets)
+
+    @cached_property
+    def labels(self) -> Labels | None:
+        """Labels of a usual number of classes, where a loss needs some."""
+        if not any(loss.needs_labels for loss in self.losses):
+            return None
+        names = [f"class {number}" for number in range(_CLASSES)]
+        of_samples = np.zeros(len(self.training.dataset) if self.previews else 0, np.int64)
+        languages = dict.fromkeys(self.options.captions.languages, names)
+        return Labels(languages, of_samples, np.ones(_CLASSES, np.int64))
 
     @cached_property
     def student(self) -> Student:

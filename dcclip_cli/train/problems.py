@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dcclip_cli.core.errors import DcclipError, Message, all_of
+from dcclip_cli.data.class_folders import kind_of_folder
 from dcclip_cli.data.pair import LANGUAGES
 from dcclip_cli.model.students import ImageTower, no_vocabulary
 
@@ -57,6 +58,17 @@ def warnings(stage: Stage) -> Iterator[Message]:
                 stage.name,
                 tower,
             )
+
+
+def no_labels(stage: Stage) -> Problem:
+    """The problem of a loss on labels where the data has none."""
+    number = [loss.needs_labels for loss in stage.options.losses].index(True)
+    return (stage.name, "losses", number), DcclipError(
+        "the loss {} needs images of at least two classes whose names are known",
+        "set data.images to a folder with one folder for each class, or data.train to pairs whose "
+        "first caption is the class name",
+        stage.options.losses[number].kind,
+    )
 
 
 def problems(stage: Stage) -> Iterator[Problem]:
@@ -133,6 +145,10 @@ def problems(stage: Stage) -> Iterator[Problem]:
         loss.problem(stage.sizes, len(stage.teacher_options)) for loss in stage.options.losses
     ]
     yield from (((name, "losses", number), error) for number, error in enumerate(errors) if error)
+    if any(loss.needs_labels for loss in stage.losses) and not any(errors):
+        folder = Path(stage.data.images or ".") if "images" in stage.sizes else None
+        if "pairs" not in stage.sizes and (folder is None or kind_of_folder(folder) != "classes"):
+            yield no_labels(stage)
     data_of = {"image": {"pairs", "images"}, "text": {"pairs", "texts"}}
     reached = {
         tower for loss in stage.losses for tower in loss.reached_towers(options.captions.languages)

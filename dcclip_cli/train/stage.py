@@ -18,6 +18,7 @@ from dcclip_cli.core.options import decisive
 from dcclip_cli.core.progress import Progress, Silent
 from dcclip_cli.core.run_dir import RunDir, TrainResult, finished
 from dcclip_cli.data.collator import Collator
+from dcclip_cli.data.labels import Labels, find_labels
 from dcclip_cli.data.options import DataOptions
 from dcclip_cli.data.pair import LANGUAGES, Language
 from dcclip_cli.data.pixels import training_preprocess
@@ -43,6 +44,7 @@ from dcclip_cli.train.problems import (
     Problem,
     caption_problems,
     check_embeddings,
+    no_labels,
     problems,
     warnings,
 )
@@ -165,6 +167,7 @@ class Stage:
         use_kernels(self.options, self.device)
         use_threads(self.options, self.folder)
         raise_first(caption_problems(self, self._has_captions))
+        _ = self.labels  # which the data may not have
         pairs = self.training.datasets.get("pairs")
         if pairs is not None and pairs.embeddings is not None:
             check_embeddings(self, pairs.path)
@@ -219,6 +222,18 @@ class Stage:
         return open_training_data(
             self.data, self.sizes, self.run, self.seed, self.progress, distinct
         )
+
+    @cached_property
+    def labels(self) -> Labels | None:
+        """The class labels of the images; None where no loss needs them. Raises DcclipError where
+        one does, and there are none.
+        """
+        if not any(loss.needs_labels for loss in self.losses):
+            return None
+        labels = find_labels(self.training.datasets, self.options.captions.languages)
+        if labels is None:
+            raise_first([no_labels(self)])
+        return labels
 
     def _has_captions(self, languages: Sequence[Language], kinds: Collection[str]) -> bool:
         """Whether a sample has captions in all of the languages; some that are far apart are
@@ -410,6 +425,7 @@ class Stage:
             self.lock,
             options.freeze_batch_norms,
             options.dims,
+            self.labels,
         )
         task.max_logit_scale = options.max_logit_scale
         for name, parameter in task.named_parameters():
@@ -466,6 +482,7 @@ class Stage:
             **({"inherit_images": True} if new and new.inherits_images else {}),
             "data": self.training.dataset.fingerprint,
             "seed": self.seed,
+            **({"classes": self.labels.names} if self.labels else {}),
         }
 
 

@@ -17,9 +17,12 @@ from torch import Tensor, nn
 
 from dcclip_cli.core.errors import DcclipError, Message
 from dcclip_cli.core.extensions import extension_errors
+from dcclip_cli.data import prompts
 from dcclip_cli.data.batch import ENTRIES, IMAGES, Batch, TextCounts, copy_to
+from dcclip_cli.data.labels import Labels
+from dcclip_cli.data.pair import Language
 from dcclip_cli.data.pixels import normalized
-from dcclip_cli.model.towers import ImageFeatures, OpenClipTowers, TextFeatures
+from dcclip_cli.model.towers import ImageFeatures, OpenClipTowers, TextFeatures, Tokens
 from dcclip_cli.train.distributed import (
     average_gradients,
     gather,
@@ -27,7 +30,14 @@ from dcclip_cli.train.distributed import (
     process_count,
     process_index,
 )
-from dcclip_cli.train.losses.base import Loss, Outputs, TeacherLoss, Tower, student_layers
+from dcclip_cli.train.losses.base import (
+    ClassOutputs,
+    Loss,
+    Outputs,
+    TeacherLoss,
+    Tower,
+    student_layers,
+)
 from dcclip_cli.train.losses.contrastive import TaskLoss
 from dcclip_cli.train.teacher import TeacherFeatures, no_images, no_texts, widths
 
@@ -44,9 +54,10 @@ class TrainingTask(nn.Module):
         lock: Tower | None = None,
         freeze_batch_norms: bool = False,
         dims: Sequence[int] = (),
+        labels: Labels | None = None,
     ) -> None:
         """`lock`: a tower that is not trained, its batch norms included. Adapters get random
-        weights from `seed`.
+        weights from `seed`. `labels` are of the samples that batches are made of.
 
         Losses on embeddings are also computed on the first numbers of these, as many as `dims`
         says, with adapters of their own: as if each was a student of that width (Kusupati et al.
@@ -80,6 +91,9 @@ class TrainingTask(nn.Module):
         self._locked = {"image": student.model.visual, "text": student.model.text, None: None}[lock]
         self._freeze_batch_norms = freeze_batch_norms
         self.progress = 0.0  # the fraction of the run that is over: scheduled weights depend on it
+        self.step = 0  # the steps that are over: the wording of class names depends on it
+        self._labels = labels
+        self._class_tokens: dict[tuple[Language, str], Tokens] = {}  # by language and template
         if isinstance(self._locked, nn.Module):
             self._locked.requires_grad_(False)
         student.model.logit_scale.requires_grad_(any(loss.uses_temperature for loss in losses))
@@ -205,6 +219,7 @@ class TrainingTask(nn.Module):
             logit_scale=model.logit_scale.exp(),
             logit_bias=model.logit_bias,
             false_negatives={name: mask for name, mask in masks.items() if mask is not None},
+            classes=self._classes(batch) if self._labels else None,
         )
         # Losses are not in bf16, whose numbers near a logit of 100 are 0.5 apart. Meta tensors
         # have no autocast.
@@ -237,6 +252,30 @@ class TrainingTask(nn.Module):
                     if name in chance:
                         self.chance[unused] = weight * chance[name]
         return terms
+
+    def _classes(self, batch: Batch) -> ClassOutputs:
+        """The classes of all processes' images, and the student's embeddings of their names."""
+        assert self._labels is not None
+        device = batch.pixels.device
+        names = {}
+        for language in self._labels.names:
+            templates = ("{}", *prompts.compact(language))
+            turn = (self.step + 1) // 2 % len(templates)
+            template = templates[turn] if self.step % 2 else "{}"
+            tokens = self._tokens_of_classes(language, template).to(device)
+            names[language] = self.student.text_features_by_length(tokens).embedding.float()
+        labels = torch.from_numpy(self._labels.of_samples)[batch.sample_index.cpu()]
+        everyone = gather(labels.to(device), [len(labels)] * process_count())
+        return ClassOutputs(names, everyone, torch.from_numpy(self._labels.counts).to(device))
+
+    def _tokens_of_classes(self, language: Language, template: str) -> Tokens:
+        """The tokens of all class names in a template."""
+        assert self._labels is not None
+        key = (language, template)
+        if key not in self._class_tokens:
+            texts = [template.format(name) for name in self._labels.names[language]]
+            self._class_tokens[key] = self.student.tokenize(texts)
+        return self._class_tokens[key]
 
     def metrics(self) -> dict[str, float]:
         """1 / temperature and the sigmoid loss's bias, for the log, where a loss trains them."""

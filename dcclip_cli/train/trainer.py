@@ -251,6 +251,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
         self.task.progress = state.step / self.total_steps
+        self.task.step = state.step
         terms = self._backward(batch)
         # A batch without a text for any loss has no gradient, which fp16's scaler refuses.
         learned = any(parameter.grad is not None for parameter in self.task.parameters())

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -12,8 +13,9 @@ from accelerate import Accelerator
 from dcclip_cli.data.batch import Batch
 from dcclip_cli.data.collator import Collator
 from dcclip_cli.data.dataset import open_pairs, write_parquet
+from dcclip_cli.data.labels import Labels
 from dcclip_cli.data.options import Augment, CaptionOptions
-from dcclip_cli.data.pair import ConcatDataset, Pair
+from dcclip_cli.data.pair import ConcatDataset, Language, Pair
 from dcclip_cli.data.unpaired import open_images, open_texts
 from dcclip_cli.model.model_dir import load_model
 from dcclip_cli.model.teachers import AltClipTeacher
@@ -27,6 +29,7 @@ from dcclip_cli.train.losses.embeddings import (
     SimilarityLoss,
 )
 from dcclip_cli.train.losses.features import FeatureMapLoss, TokenFeaturesLoss
+from dcclip_cli.train.losses.labels import LabelsLoss
 from dcclip_cli.train.task import TrainingTask, backward, cached_backward
 from dcclip_cli.train.teacher import OnlineTeacher, widths
 
@@ -118,7 +121,7 @@ def test_random_numbers_of_the_first_pass_come_again_in_the_second(
     assert not torch.equal(tensors[0], tensors[1])
 
 
-MEANS = (EmbeddingLoss(), CrossLingualLoss(), FeatureMapLoss(), TokenFeaturesLoss())
+MEANS = (EmbeddingLoss(), CrossLingualLoss(), LabelsLoss(), FeatureMapLoss(), TokenFeaturesLoss())
 COMPARING = (InteractiveLoss(), AnchorsLoss(), SimilarityLoss(), EnsembleLoss(), TaskLoss(cosine=1, cross_lingual=1))
 
 
@@ -141,12 +144,13 @@ def test_parts_that_lack_captions_sum_up_to_the_whole_batch(
         data, 0, Augment(), CaptionOptions(first=1), student.preprocess, student.tokenize,
         (teacher.preprocess,), with_caption_ids=True,
     )  # fmt: skip
+    names: dict[Language, list[str]] = {"zh": ["红", "蓝"], "en": ["red", "blue"]}
+    labels = Labels(names, np.array([0, 1, -1] * 5 + [-1]), np.array([5, 5]))
     batch = collate.batch([(index, 0) for index in range(16)])
     assert {len(part.texts) for part in batch.parts(4)} == {1, 2}
-    for losses, of in ((MEANS, backward), (COMPARING, backward), (COMPARING + MEANS[:2], cached_backward)):
-        task = TrainingTask(
-            student, losses, [OnlineTeacher(teacher, 0, (), widths(teacher))], freeze_batch_norms=True
-        ).train()
+    for losses, of in ((MEANS, backward), (COMPARING, backward), (COMPARING + MEANS[:3], cached_backward)):
+        sources = [OnlineTeacher(teacher, 0, (), widths(teacher))]
+        task = TrainingTask(student, losses, sources, freeze_batch_norms=True, labels=labels).train()
         full = backward(task, batch, 1, accelerator)
         expected = gradients(task)
         terms = of(task, batch, 4, accelerator)

@@ -11,6 +11,7 @@ from dcclip_cli.train.losses import embeddings
 from dcclip_cli.train.losses.base import Loss
 from dcclip_cli.train.losses.contrastive import TaskLoss
 from dcclip_cli.train.losses.features import FeatureMapLoss, TokenFeaturesLoss
+from dcclip_cli.train.losses.labels import LabelsLoss
 
 DistillLoss = Annotated[
     SerializeAsAny[
@@ -22,6 +23,7 @@ DistillLoss = Annotated[
         | embeddings.AnchorsLoss
         | embeddings.SimilarityLoss
         | embeddings.EnsembleLoss
+        | LabelsLoss
         | TaskLoss
     ],
     Field(discriminator="kind"),

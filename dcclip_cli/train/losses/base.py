@@ -33,6 +33,20 @@ BOTH: frozenset[Tower] = frozenset({"image", "text"})
 
 
 @dataclass(frozen=True)
+class ClassOutputs:
+    """The classes of a batch's images.
+
+    `names` are the student's embeddings (C, D) of the class names in each language, `labels` (B,)
+    the class of each image, -1 for one without, and `counts` (C,) the samples of each class in the
+    data.
+    """
+
+    names: dict[Language, Tensor]
+    labels: Tensor
+    counts: Tensor
+
+
+@dataclass(frozen=True)
 class Outputs:
     """What one model, student or teacher, computes for a batch; texts keyed as in Batch.
 
@@ -43,7 +57,8 @@ class Outputs:
     [i, j] if text j belongs to another pair and is a caption of image i as well, the second if
     text i is one of image j. `counts` are those of all processes' texts, `process_counts` those of
     the texts of each process, of which the ones with an image come first, and `mean_counts` those
-    of the mean part of a batch in parts.
+    of the mean part of a batch in parts. `classes` are the student's alone, where a loss needs
+    them.
     """
 
     image: ImageFeatures
@@ -55,6 +70,7 @@ class Outputs:
     counts: Mapping[str, TextCounts] = field(default_factory=dict)
     process_counts: Mapping[str, Sequence[TextCounts]] = field(default_factory=dict)
     mean_counts: Mapping[str, TextCounts] = field(default_factory=dict)
+    classes: ClassOutputs | None = None
 
     def cut(self, dims: int) -> Outputs:
         """The same with the first `dims` numbers of each embedding."""
@@ -62,9 +78,12 @@ class Outputs:
             name: replace(features, embedding=features.embedding[:, :dims])
             for name, features in self.texts.items()
         }
-        return replace(
-            self, image=replace(self.image, embedding=self.image.embedding[:, :dims]), texts=texts
-        )
+        image = replace(self.image, embedding=self.image.embedding[:, :dims])
+        classes = self.classes
+        if classes is not None:
+            names = {language: vectors[:, :dims] for language, vectors in classes.names.items()}
+            classes = replace(classes, names=names)
+        return replace(self, image=image, texts=texts, classes=classes)
 
     def in_fp32(self, features: bool) -> Outputs:
         """The same with embeddings in fp32, and with `features` maps and tokens as well."""
@@ -208,6 +227,7 @@ class Loss(Options, ABC):
         BOTH  # with a gradient, if it trains neither in every parameter
     )
     needs_teacher: ClassVar[bool] = True
+    needs_labels: ClassVar[bool] = False
     embeddings_only: ClassVar[bool] = (
         True  # whether it can be computed from the whole batch's embeddings alone
     )
