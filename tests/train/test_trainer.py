@@ -347,12 +347,12 @@ class Failing(Pulled):
 
     def __init__(self, step: int = 0) -> None:
         super().__init__()
-        self.step = step
+        self.fails_at = step
         self.norm = nn.BatchNorm1d(2)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         self.norm(batch.sample_index[:, None].expand(-1, 2).float())
-        if len(self.seen) + 1 == self.step:
+        if len(self.seen) + 1 == self.fails_at:
             raise RuntimeError("Connection closed by peer")
         return super().forward(batch)
 
