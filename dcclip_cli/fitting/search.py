@@ -156,6 +156,7 @@ class Fit:
         if data.kind == "pairs" and options.labels:
             raise DcclipError("--labels has no effect on image-caption pairs", "remove --labels")
         self.kind = data.kind
+        self.learns_labels = data.kind == "classes"
         self.data = replace(data, kind="pairs" if data.kind == "pairs" else "photos")
         identity = asdict(options) | {"labels": list(options.labels), "samples": data.count}
         del identity["trust_remote_code"]  # which decides nothing
@@ -258,6 +259,7 @@ class Fit:
         choices: dict[str, Any] = {"hold_out": hold_out, "steps": steps, "student": student}
         choices |= {name: plan.get(name) for name in ("augmentations", "threads")}
         choices |= {"texts": self.out / _TEXTS, "trust_remote_code": self.options.trust_remote_code}
+        choices["labelled"] = self.learns_labels
         file = folder / VERBATIM
         atomic_write(file, recipe_text(NewRecipe(file, self.teacher, self.data, **choices)))
         return RecipeRun(load(file), RunDir(folder), self.device, progress=self.progress)
@@ -415,9 +417,11 @@ class Fit:
             entry.student.embed_dim
             for entry in (least, *(smallest if self.kind != "pairs" else ()))
         )
-        for number in range(_SIDES):
+        # Labels decide more than the network does: all of the time is for the first one that fits.
+        most_networks = 1 if self.learns_labels else _NETWORKS
+        for number in range(1 if self.learns_labels else _SIDES):
             for network, of_network in self._grid.items():
-                if network not in networks and (number or len(networks) == _NETWORKS):
+                if network not in networks and (number or len(networks) == most_networks):
                     continue
                 wide = [
                     candidate for candidate in of_network if candidate.student.embed_dim >= dims
@@ -533,6 +537,7 @@ class Fit:
                 name
                 for name in names
                 if self._candidates[name].student.network == self.teacher.network
+                and not self.learns_labels
             }
             plan["steps"] = {name: self.steps // (4 if name in keeping else 1) for name in names}
         for count in range(len(names), 0, -1):

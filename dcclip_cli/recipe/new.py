@@ -98,8 +98,8 @@ class NewRecipe:
     """All choices; `file` is the recipe's, `texts` those that the text tower learns where
     photographs have none.
 
-    `student` is in place of the preset `size`. `fit` sets the last four; else the number of
-    samples decides.
+    `student` is in place of the preset `size`. With `labelled`, photographs are in class folders,
+    whose names the student learns. `fit` sets the last five; else the number of samples decides.
     """
 
     file: Path
@@ -113,6 +113,7 @@ class NewRecipe:
     hold_out: int | None = None
     augmentations: int | None = None
     threads: int | None = None
+    labelled: bool = False
 
     @property
     def name(self) -> str:
@@ -283,7 +284,10 @@ def _values(new: NewRecipe) -> dict[str, object]:
         "pixels": preset["image"].get("size", 224),
         "width": student.width if student else preset["text"]["width"],
         "tokens": student.tokens if student else min(20_000, preset["text"]["vocabulary"]["size"]),
-        "keeps_network": student is not None and student.network == new.teacher.network,
+        "keeps_network": student is not None
+        and student.network == new.teacher.network
+        and not new.labelled,
+        "labelled": new.labelled,
         "steps": steps,
         "augmentations": new.augmentations or (6 if student else 2),
         "path": _place(new.data.path, new.file),

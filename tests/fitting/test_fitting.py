@@ -164,25 +164,48 @@ def test_a_traced_graph_serves_other_image_sizes(
     assert costs[1].mb == pytest.approx(costs[2].mb, abs=2e-4) and costs[1].ms > costs[0].ms
 
 
+def test_class_folders_are_learned_and_albums_are_not(classes: Path, altclip_folder: Path) -> None:
+    options = FitOptions(str(classes), str(altclip_folder), max_mb=3)
+    student = StudentChoice("mnasnet_050", inherits=True)
+    learned = Fit(options, Path("classes"))._job(student, Path("classes")).loaded.recipe.distill
+    assert learned and [loss.kind for loss in learned.losses] == ["embedding", "anchors", "labels"]
+    assert learned.optimizer.kind == "adamw" and learned.optimizer.image_lr_scale == 1
+    albums = Fit(replace(options, labels=("圆", "circle")), Path("albums"))._job(student, Path("albums"))
+    copied = albums.loaded.recipe.distill
+    assert copied and [loss.kind for loss in copied.losses] == ["embedding", "anchors"]
+
+
+@pytest.mark.slow
+def test_a_search_over_class_folders_trains_one_candidate(classes: Path, altclip_folder: Path) -> None:
+    result = fit(FitOptions(str(classes), str(altclip_folder), max_mb=3), "runs/fit")
+    assert [row["name"] for row in result.candidates if row["quality"]] == []
+    assert result.metric == "mean_per_class" and 0 <= result.quality <= 1
+    record = json.loads(Path("runs/fit/distill/model/dcclip.json").read_text("utf-8"))
+    assert record["files"]
+    assert "labels" in Path("runs/fit/distill/metrics.jsonl").read_text("utf-8")
+    assert {"circle", "三角形"} < set(Path("runs/fit/texts.txt").read_text("utf-8").splitlines())
+
+
 @pytest.mark.slow
 def test_a_killed_search_resumes_with_the_same_choice_and_bytes(
     classes: Path, altclip_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number in range(5):  # the first of all, some of which are held out
         (classes / f"bar/{number} 坏.png").write_bytes(b"broken")
-    options = FitOptions(str(classes), str(altclip_folder), ("红色的圆",), max_mb=3, max_ms=1_000)
-    chosen: dict[str, Any] = {"teacher": str(altclip_folder), "labels": ["红色的圆"], "max_mb": 3.0, "max_ms": 1_000.0}
+    labels = ("红色的圆", "三角形", "circle", "triangle")
+    options = FitOptions(str(classes), str(altclip_folder), labels, max_mb=3, max_ms=1_000)
+    chosen: dict[str, Any] = {"teacher": str(altclip_folder), "labels": labels, "max_mb": 3.0, "max_ms": 1_000.0}
     result = dcclip_cli.fit(classes, device="cpu", **chosen)
     assert (
         result.name in Path("runs/fit/fit.html").read_text("utf-8")
         and load("runs/fit/recipe.yaml").recipe.name == "fit"
     )
-    command = ["fit", "--data", classes, "--teacher", altclip_folder, "--labels", "红色的圆", "--max-mb", "3"]
+    command = ["fit", "--data", classes, "--teacher", altclip_folder, "--labels", ",".join(labels), "--max-mb", "3"]
     printed = dcclip(*command, "--max-ms", "1000", "--json")
     assert json.loads(printed.stdout)["name"] == result.name and not printed.stderr
-    assert result.budget.fits(result.cost) and result.metric == "mean_per_class" and 0 <= result.quality <= 1
+    assert result.budget.fits(result.cost) and result.metric == "top1" and 0 <= result.quality <= 1
     assert [len(row["quality"]) for row in result.candidates] == [0, 1, 1] and result.steps == 12
-    assert {"红色的圆", "circle", "三角形"} < set(Path("runs/fit/texts.txt").read_text("utf-8").splitlines())
+    assert {*labels} < set(Path("runs/fit/texts.txt").read_text("utf-8").splitlines())
     state = json.loads(Path("runs/fit/fit.json").read_text("utf-8"))
     Path("again").mkdir()
     shutil.copy("runs/fit/texts.txt", "again/texts.txt")
@@ -243,7 +266,7 @@ def test_code_of_a_teacher_of_the_hub_runs_only_with_permission_and_the_folder_s
         monkeypatch.setenv(name, str(folder))
     command = ["fit", "--data", classes, "--max-mb", "3", "--device", "cpu", "-q"]
     refused = dcclip(*command, "--teacher", "fgclip2", expect=1)
-    assert "requires custom code" in refused.stderr and "dcclip eval, export, fit or trim" in refused.stderr
+    assert "requires custom code" in refused.stderr and "dcclip eval, export or fit" in refused.stderr
     dcclip(*command, "--teacher", "hf:qihoo360/fg-clip2-base", "--trust-remote-code")
     teacher = load("runs/fit/recipe.yaml").recipe.teacher
     assert isinstance(teacher, FgClip2Teacher) and teacher.trust_remote_code
