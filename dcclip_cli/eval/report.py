@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 _LANGUAGES: dict[Language, str] = {"en": Message("English"), "zh": Message("Chinese")}
 _SHOWN = 12  # weak classes, confusions and wrong images of each result, at most
+_MATRIX = 20  # classes of a confusion matrix, at most
 _MARKERS = "osD^vP*"
 _VALUED = 80  # bars that have their value written next to them, at most
 _LONGEST = 64  # characters in a row of the legend, at most
@@ -187,13 +188,15 @@ class Errors:
 
     `worst`: classes with the fraction of their `n` images that is right, and the most frequent
     wrong class; `confusions`: the number of images of class `truth` predicted as `guess`, and
-    their fraction of the class; `mistakes`: wrong images as JPEG files, with the rank of their
-    class from 1.
+    their fraction of the class; `matrix`: of few classes, the name of each and how many of its
+    images are predicted as each class; `mistakes`: wrong images as JPEG files, with the rank of
+    their class from 1.
     """
 
     result: EvalResult
     worst: list[dict[str, Any]]
     confusions: list[dict[str, Any]]
+    matrix: dict[str, list[int]]
     mistakes: list[dict[str, Any]]
 
 
@@ -231,7 +234,12 @@ def errors_of(result: EvalResult, dataset: DataSet | None) -> Errors | None:
         {"truth": names[truth], "guess": names[guess], "n": n, "fraction": n / int(counts[truth])}
         for (truth, guess), n in by_count[:_SHOWN]
     ]
-    errors = Errors(result, worst, confusions, [])
+    matrix: dict[str, list[int]] = {}
+    if len(names) <= _MATRIX and counts.max() > 1:
+        pairs = np.bincount(labels * len(names) + guesses, minlength=len(names) ** 2)
+        rows = pairs.reshape(len(names), len(names)).tolist()
+        matrix = dict(zip(names, rows, strict=True))
+    errors = Errors(result, worst, confusions, matrix, [])
     if not dataset:
         return errors
     keys = dataset.images.keys

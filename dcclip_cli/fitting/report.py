@@ -11,7 +11,7 @@ from dcclip_cli.core.errors import Message, translated
 from dcclip_cli.core.files import atomic_write
 from dcclip_cli.core.html import COLOURS, svg_chart, write_page
 from dcclip_cli.eval.result import METRIC_NAMES
-from dcclip_cli.fitting.search import FitResult
+from dcclip_cli.fitting.search import HELD_OUT, FitResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -93,6 +93,7 @@ def write_report(result: FitResult) -> None:
     values = {
         "result": result,
         "summary": summary(result),
+        "held_out": f"{HELD_OUT}/report.html",
         "chart": url,
         "head": head,
         "rows": rows,

@@ -31,6 +31,7 @@ from dcclip_cli.eval.dataset import Classes, DataSet, Images, ImageTransform
 from dcclip_cli.eval.datasets import data_set
 from dcclip_cli.eval.embedding import Embedder, FeatureCache
 from dcclip_cli.eval.evaluate import EvalOptions, evaluate
+from dcclip_cli.eval.report import save_report
 from dcclip_cli.eval.result import EvalResult
 from dcclip_cli.fitting.candidates import (
     Budget,
@@ -57,6 +58,7 @@ from dcclip_cli.recipe.new import (
 from dcclip_cli.recipe.run import RecipeRun, teacher_reference
 
 STATE = "fit.json"
+HELD_OUT = "held-out"  # the folder with the report on the held-out samples
 _TEXTS = "texts.txt"
 # the largest networks that fit, and image sizes of each
 _NETWORKS = 4
@@ -68,6 +70,7 @@ _WORDS = (
 # one of so many samples is not trained on
 _HELD_OUT = 10
 _MOST_HELD_OUT = 1_000
+_FEW = 10  # photographs of a class
 _LEAST_STEPS = 40  # of a training that says anything
 # Fractions of --time: to measure candidates, to measure and train them, and of the rest for the
 # teacher's crops.
@@ -103,7 +106,8 @@ class FitResult:
 
     `quality`, 0..1, is that of the bundle on the held-out samples, the mean of `metric` over the
     languages. Each of the `candidates` has its name, its cost, and steps and quality of its
-    training runs; `missed` exceeded the budget then.
+    training runs; `missed` exceeded the budget then. With class folders, `other_words`, 0..1, is
+    how often the bundle and the teacher choose the same of the words that name no class.
     """
 
     folder: Path
@@ -117,6 +121,7 @@ class FitResult:
     training_s: float
     candidates: list[dict[str, Any]] = field(default_factory=list)
     missed: dict[str, str] = field(default_factory=dict)
+    other_words: float | None = None
 
 
 class Fit:
@@ -193,6 +198,22 @@ class Fit:
                 Message(
                     "fit: {:,} classes, one per folder: {}; for albums, give at least two --labels",
                     *named,
+                )
+            )
+            self._warn_of_small_classes()
+
+    def _warn_of_small_classes(self) -> None:
+        images = images_by_class(Path(self.options.data))
+        small = [
+            f"{folder} ({len(files)})" for folder, files in images.items() if len(files) < _FEW
+        ]
+        if small:
+            self.progress.say(
+                Message(
+                    "warning: fit: {:,} classes have fewer than {} photographs: {}",
+                    len(small),
+                    _FEW,
+                    ", ".join(small[:8]) + (", ..." if len(small) > 8 else ""),
                 )
             )
 
@@ -326,25 +347,47 @@ class Fit:
         images = Images(list(samples.keys()), samples.image, samples.fingerprint)
         if self.kind == "classes":
             return DataSet("held-out", images, truth, "mean_per_class")
-        embedded = self._embedder.images(images, ImageTransform(), "held-out", None)
-        # The labels in a language compete, or all of them where a language has a single one.
-        by_language: dict[Language, list[str]] = {}
-        for label in self.options.labels:
-            by_language.setdefault(language_by_script(label), []).append(label)
-        if any(len(texts) == 1 for texts in by_language.values()):
-            by_language = {"en": list(self.options.labels)}
-        for language, texts in by_language.items():
-            answers = np.zeros(len(images), np.int64)
-            answers[embedded.indices] = (embedded.vectors @ self._embedder.texts(texts).T).argmax(1)
-            truth[language] = Classes(tuple(texts), answers, ("{}",))
-        del self._embedder
-        return DataSet("held-out", images, truth)
+        return self._answered("held-out", images, self.options.labels)
 
-    def _evaluate(self, model: Path) -> tuple[float, list[EvalResult]]:
+    def _answered(self, name: str, images: Images, texts: Sequence[str]) -> DataSet:
+        """The images, each with the text that the teacher chooses as its class.
+
+        The texts in a language compete, or all of them where a language has a single one.
+        """
+        embedded = self._embedder.images(images, ImageTransform(), "held-out", None)
+        by_language: dict[Language, list[str]] = {}
+        for text in texts:
+            by_language.setdefault(language_by_script(text), []).append(text)
+        if any(len(of_language) == 1 for of_language in by_language.values()):
+            by_language = {"en": list(texts)}
+        truth = dict[Language, Classes]()
+        for language, of_language in by_language.items():
+            similarities = embedded.vectors @ self._embedder.texts(of_language).T
+            answers = np.zeros(len(images), np.int64)
+            answers[embedded.indices] = similarities.argmax(1)
+            truth[language] = Classes(tuple(of_language), answers, ("{}",))
+        del self._embedder
+        return DataSet(name, images, truth)
+
+    def _evaluate(
+        self, model: Path, dataset: DataSet | None = None
+    ) -> tuple[float, list[EvalResult]]:
         """The quality of a model on the held-out samples: the mean over the languages."""
-        options = EvalOptions(datasets=("held-out",), templates="name")
-        results = evaluate([resolve(str(model))], [self._held_out], options, device=self.device)
+        dataset = dataset or self._held_out
+        options = EvalOptions(datasets=(dataset.name,), templates="name")
+        results = evaluate([resolve(str(model))], [dataset], options, device=self.device)
         return float(np.mean([result.value for result in results])), results
+
+    def _agreement_on_other_words(self) -> float:
+        """How often the bundle and the teacher choose the same of the words that name no class."""
+        names = class_names(Path(self.options.data), self._class_folders)
+        of_classes = {name for of_language in names.values() for name in of_language}
+        texts = (self.out / _TEXTS).read_text("utf-8").splitlines()
+        others = [text for text in texts if text not in of_classes]
+        agreement, _ = self._evaluate(
+            self.out / "export", self._answered("other-words", self._held_out.images, others)
+        )
+        return agreement
 
     # ---- what candidates cost
 
@@ -652,6 +695,9 @@ class Fit:
             if self.budget.fits(cost):
                 quality, results = self._evaluate(self.out / "export")
                 measured = {"cost": asdict(cost), "quality": quality, "metric": results[0].metric}
+                save_report(results, [self._held_out], self.out / HELD_OUT, self.progress)
+                if self.learns_labels:
+                    measured["other_words"] = self._agreement_on_other_words()
                 state["result"] = (
                     final | measured | {"training_s": self._elapsed() - final["search_s"]}
                 )

@@ -37,6 +37,8 @@ def test_weak_classes_and_confusions_are_counted() -> None:
     assert [tuple(weak.values()) for weak in errors.worst] == worst
     confusions = [("猫", "狗", 2, 0.5), ("猫", "<b>鸟</b>", 1, 0.25)]
     assert [tuple(pair.values()) for pair in errors.confusions[:2]] == confusions
+    matrix = {"猫": [1, 2, 1, 0], "狗": [1, 1, 0, 0], "<b>鸟</b>": [1, 0, 0, 0], "鱼": [0, 0, 0, 1]}
+    assert errors.matrix == matrix
 
 
 def test_the_page_has_both_languages_and_shows_wrong_images(tmp_path: Path) -> None:
@@ -56,6 +58,7 @@ def test_the_page_has_both_languages_and_shows_wrong_images(tmp_path: Path) -> N
     assert page.count('src="data:image/jpeg;base64,') == 5 + 12 + 12
     assert page.count('src="data:image/svg+xml;base64,') == 2  # bars, Chinese against English
     assert "9.jpg: cut" in page
+    assert page.count("<h4>Confusion matrix") == 3 and '<td class="n best">75</td><td class="n">25</td>' in page
     assert "<bdi>一 = 二 = 三 = 四 = 五 = 六 = 七 = 八 = … (10)</bdi>, <bdi>a = b</bdi>" in page
     assert not re.search(r"(?:src|href)=\"(?!data:|#)|<script|url\(", page)
     write_report(tmp_path / "again.html", results, [dataset])

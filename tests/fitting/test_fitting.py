@@ -175,11 +175,28 @@ def test_class_folders_are_learned_and_albums_are_not(classes: Path, altclip_fol
     assert copied and [loss.kind for loss in copied.losses] == ["embedding", "anchors"]
 
 
+def test_classes_with_few_photographs_are_named(classes: Path, altclip_folder: Path) -> None:
+    [first, *others] = sorted(folder for folder in classes.iterdir() if folder.is_dir())
+    for photograph in sorted(first.iterdir())[3:]:
+        photograph.unlink()
+    for folder in others:
+        picture = next(folder.iterdir())
+        for number in range(10):
+            shutil.copy(picture, folder / f"{number} 图.png")
+    lines = list[str]()
+    Fit(FitOptions(str(classes), str(altclip_folder), max_mb=3), Path("out"), progress=Lines(lines.append))
+    assert lines[-1] == f"warning: fit: 1 classes have fewer than 10 photographs: {first.name} (3)"
+
+
 @pytest.mark.slow
 def test_a_search_over_class_folders_trains_one_candidate(classes: Path, altclip_folder: Path) -> None:
-    result = fit(FitOptions(str(classes), str(altclip_folder), max_mb=3), "runs/fit")
+    result = dcclip_cli.fit(classes, teacher=str(altclip_folder), max_mb=3, device="cpu")
     assert [row["name"] for row in result.candidates if row["quality"]] == []
     assert result.metric == "mean_per_class" and 0 <= result.quality <= 1
+    assert result.other_words is not None and 0 <= result.other_words <= 1
+    page = Path("runs/fit/fit.html").read_text("utf-8")
+    assert f"{result.other_words:.1%}" in page and 'href="held-out/report.html"' in page
+    assert "<h4>Confusion matrix" in Path("runs/fit/held-out/report.html").read_text("utf-8")
     record = json.loads(Path("runs/fit/distill/model/dcclip.json").read_text("utf-8"))
     assert record["files"]
     assert "labels" in Path("runs/fit/distill/metrics.jsonl").read_text("utf-8")
@@ -280,7 +297,7 @@ def test_folders_are_albums_where_labels_are_given_and_pairs_take_no_labels(
     assert Fit(options, Path("runs/fit")).kind == "photos"
     lines: list[str] = []
     assert Fit(replace(options, labels=()), Path("runs/fit"), progress=Lines(lines.append)).kind == "classes"
-    assert lines[-1].startswith("fit: 8 classes, one per folder: bar, circle, cross, ") and "moon" in lines[-1]
+    assert lines[-2].startswith("fit: 8 classes, one per folder: bar, circle, cross, ") and "moon" in lines[-2]
     assert Fit(replace(options, kind="classes"), Path("runs/fit")).kind == "classes"
     with pytest.raises(DcclipError, match="--labels has no effect on image-caption pairs"):
         Fit(replace(options, data=str(pairs_file)), Path("runs/fit"))
