@@ -46,6 +46,7 @@ from dcclip_cli.inference.encoder import load_encoder
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.model.tokenizer import trim_tokenizer
 from dcclip_cli.model.weights import require_file
+from dcclip_cli.photos.calibrate import THRESHOLDS, write_thresholds
 from dcclip_cli.recipe.load import VERBATIM, load
 from dcclip_cli.recipe.new import (
     DataKind,
@@ -389,6 +390,27 @@ class Fit:
         )
         return agreement
 
+    def _calibrate(self) -> None:
+        """Write the bundle's thresholds for class names, from the held-out photographs, by which
+        `predict --multi-label` finds those that show none.
+        """
+        bundle = self.out / "export"
+        encoder = load_encoder(resolve(str(bundle)), "cpu", threads=self.budget.threads)
+        cache = FeatureCache(cache_folder(), self.progress.say)
+        dataset = self._held_out
+        embedded = Embedder(encoder, cache, self.progress).images(
+            dataset.images, ImageTransform(), dataset.name, None
+        )
+        right: dict[str, np.ndarray] = {}
+        for classes in dataset.truth.values():
+            assert isinstance(classes, Classes)
+            labels = classes.labels[embedded.indices]
+            for number, name in enumerate(classes.names):
+                right[name] = right.get(name, False) | (labels == number)
+        some = {name: shown for name, shown in right.items() if shown.any() and not shown.all()}
+        if some:
+            write_thresholds(bundle / THRESHOLDS, encoder, embedded.vectors, some, self.progress)
+
     # ---- what candidates cost
 
     @cached_property
@@ -698,6 +720,7 @@ class Fit:
                 save_report(results, [self._held_out], self.out / HELD_OUT, self.progress)
                 if self.learns_labels:
                     measured["other_words"] = self._agreement_on_other_words()
+                    self._calibrate()
                 state["result"] = (
                     final | measured | {"training_s": self._elapsed() - final["search_s"]}
                 )

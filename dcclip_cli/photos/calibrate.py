@@ -3,6 +3,7 @@ labels or none.
 """
 
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 
 from dcclip_cli.core.errors import DcclipError, Message
 from dcclip_cli.core.files import check_target, read_json, write_json
-from dcclip_cli.core.progress import ProgressChoice, progress_for
+from dcclip_cli.core.progress import Progress, ProgressChoice, progress_for
 from dcclip_cli.inference.encoder import Encoder
 from dcclip_cli.inference.images import PathLike
 from dcclip_cli.inference.model import open_encoder
@@ -93,28 +94,40 @@ def calibrate(
             "{} contains no readable image", "choose a folder with readable images", folder
         )
     pictures_in = np.array([PurePath(path).parts[0] for path in index.paths])
-    scores = Labels(encoder, list(folders_by_label), multi_label=True, progress=talk).probabilities(
-        index.embeddings
-    )
-    right = np.stack(
-        [np.isin(pictures_in, folders) for folders in folders_by_label.values()], axis=1
-    )
-    if missing := [
-        label for place, label in enumerate(folders_by_label) if not right[:, place].any()
-    ]:
-        raise DcclipError(
-            "no image of the label {} is readable", "add readable images to its folder", missing[0]
-        )
-    if alone := [label for place, label in enumerate(folders_by_label) if right[:, place].all()]:
-        raise DcclipError(
-            "all images show the label {}", "add images without it in a folder named none", alone[0]
-        )
-    thresholds = best_thresholds(scores, right)
+    right = {label: np.isin(pictures_in, folders) for label, folders in folders_by_label.items()}
+    for label, is_right in right.items():
+        if not is_right.any():
+            raise DcclipError(
+                "no image of the label {} is readable", "add readable images to its folder", label
+            )
+        if is_right.all():
+            raise DcclipError(
+                "all images show the label {}",
+                "add images without it in a folder named none",
+                label,
+            )
+    return write_thresholds(file, encoder, index.embeddings, right, talk)
+
+
+def write_thresholds(
+    file: Path,
+    encoder: Encoder,
+    embeddings: np.ndarray,
+    right: Mapping[str, np.ndarray],
+    progress: Progress,
+) -> Calibration:
+    """Write and return the thresholds of labels from embeddings (N, D) of pictures, and for each
+    label which (N,) pictures it is right for, some and not all.
+    """
+    labels = Labels(encoder, list(right), multi_label=True, progress=progress)
+    scores = labels.probabilities(embeddings)
+    is_right = np.stack(list(right.values()), axis=1)
+    thresholds = best_thresholds(scores, is_right)
     shown = scores >= thresholds
-    f1 = 2 * (shown & right).sum(axis=0) / (shown.sum(axis=0) + right.sum(axis=0))
-    columns = zip(
-        folders_by_label, thresholds.tolist(), f1.tolist(), right.sum(axis=0).tolist(), strict=True
-    )
+    hits = (shown & is_right).sum(axis=0)
+    pictures = is_right.sum(axis=0)
+    f1 = 2 * hits / (shown.sum(axis=0) + pictures)
+    columns = zip(right, thresholds.tolist(), f1.tolist(), pictures.tolist(), strict=True)
     calibration = Calibration(file, [Threshold(*column) for column in columns])
     entries = {entry.pop("label"): entry for entry in map(asdict, calibration.thresholds)}
     write_json(

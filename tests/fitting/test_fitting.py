@@ -196,10 +196,12 @@ def test_a_search_over_class_folders_trains_one_candidate(classes: Path, altclip
     assert result.other_words is not None and 0 <= result.other_words <= 1
     page = Path("runs/fit/fit.html").read_text("utf-8")
     assert f"{result.other_words:.1%}" in page and 'href="held-out/report.html"' in page
-    assert "<h4>Confusion matrix" in Path("runs/fit/held-out/report.html").read_text("utf-8")
+    assert "三角形" in Path("runs/fit/held-out/report.html").read_text("utf-8")
     record = json.loads(Path("runs/fit/distill/model/dcclip.json").read_text("utf-8"))
     assert record["files"]
     assert "labels" in Path("runs/fit/distill/metrics.jsonl").read_text("utf-8")
+    thresholds = json.loads(Path("runs/fit/export/thresholds.json").read_text("utf-8"))["labels"]
+    assert {"circle", "三角形"} < thresholds.keys() and thresholds["circle"]["pictures"] == 1
     assert {"circle", "三角形"} < set(Path("runs/fit/texts.txt").read_text("utf-8").splitlines())
 
 
