@@ -65,18 +65,15 @@ def digests(folder: Path) -> dict[str, str]:
     """The SHA-256 of the files of results, but not of the state to resume from, nor of what a kill
     left hidden.
     """
-    files = [
-        file for file in folder.rglob("*") if file.suffix in COMPARED and "state" not in file.parts
-    ]
-    names = {
-        str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
-        for file in sorted(files)
-    }
-    return {
-        name: digest
-        for name, digest in names.items()
-        if not name.startswith((".", "rounds", "shared"))
-    }
+    names = dict[str, str]()
+    for file in sorted(folder.rglob("*")):
+        parts = file.relative_to(folder).parts
+        is_hidden = any(part.startswith(".") for part in parts)
+        if file.suffix not in COMPARED or "state" in parts or is_hidden:
+            continue
+        if not parts[0].startswith(("rounds", "shared")):
+            names["/".join(parts)] = hashlib.sha256(file.read_bytes()).hexdigest()
+    return names
 
 
 def commands(root: Path) -> dict[str, Command]:
