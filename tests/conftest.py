@@ -15,6 +15,7 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALL
 
 import hypothesis
 import pytest
+import typer.rich_utils  # its words are in the language of the moment
 from filelock import FileLock
 from PIL import Image, ImageDraw
 
@@ -113,7 +114,8 @@ def _runs_end_with_costs_of_forked_processes() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _nothing_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """No model or embeddings."""
+    """No model or embeddings; the language of a Chinese test, which dcclip tells gettext, ends with it."""
+    monkeypatch.setenv("LANGUAGE", "")
     monkeypatch.delenv("DCCLIP_MODEL", raising=False)
     monkeypatch.setenv("DCCLIP_CACHE", str(tmp_path_factory.mktemp("cache")))
 

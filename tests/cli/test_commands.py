@@ -29,7 +29,7 @@ COMMANDS += " doctor recipe"
 
 
 @pytest.mark.parametrize(
-    ("language", "start"), [("en", "Invalid value for '--format': 'foo'"), ("zh", "'--format' 的值")]
+    ("language", "start"), [("zh", "'--format' 的值"), ("en", "Invalid value for '--format': 'foo'")]
 )
 def test_a_wrong_choice_is_named_without_the_parsers_words(
     language: str, start: str, monkeypatch: pytest.MonkeyPatch
