@@ -15,7 +15,7 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALL
 
 import hypothesis
 import pytest
-import typer.rich_utils  # its words are in the language of the moment
+import typer.rich_utils  # noqa: F401  before a test in Chinese, whose words it would keep
 from filelock import FileLock
 from PIL import Image, ImageDraw
 
